@@ -1,0 +1,55 @@
+"""The public contract for machinery plugins. It imports nothing else of the project."""
+
+from cuckoo_api.machinery.backend import MachineryBackend
+from cuckoo_api.machinery.errors import (
+    BackendUnavailable,
+    BadConfig,
+    MachineNotFound,
+    MachineryError,
+    NotSupported,
+    OperationTimedOut,
+    SnapshotNotFound,
+    WrongState,
+)
+from cuckoo_api.machinery.hookspec import (
+    API_VERSION,
+    PROJECT_NAME,
+    MachineryHooks,
+    MachineryPlugin,
+    hookimpl,
+)
+from cuckoo_api.machinery.types import (
+    BackendConfig,
+    Capability,
+    GuestAddress,
+    MachineConfig,
+    MachineState,
+    Option,
+    Service,
+    StateChange,
+)
+
+__all__ = [
+    "API_VERSION",
+    "PROJECT_NAME",
+    "BackendConfig",
+    "BackendUnavailable",
+    "BadConfig",
+    "Capability",
+    "GuestAddress",
+    "MachineConfig",
+    "MachineNotFound",
+    "MachineState",
+    "MachineryBackend",
+    "MachineryError",
+    "MachineryHooks",
+    "MachineryPlugin",
+    "NotSupported",
+    "OperationTimedOut",
+    "Option",
+    "Service",
+    "SnapshotNotFound",
+    "StateChange",
+    "WrongState",
+    "hookimpl",
+]

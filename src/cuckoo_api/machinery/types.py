@@ -1,0 +1,126 @@
+"""The plain values that cross the line between the core and a machinery plugin."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class MachineState(enum.StrEnum):
+    """The hypervisor's word for what a machine is doing now."""
+
+    RUNNING = "running"
+    POWEROFF = "poweroff"
+    PAUSED = "paused"
+    SAVED = "saved"
+    ABORTED = "aborted"
+    """It ended without being asked to: the hypervisor process died, or the guest crashed."""
+    UNREACHABLE = "unreachable"
+    """The hypervisor does not answer, so nobody knows."""
+
+
+class Capability(enum.Flag):
+    """What a backend can do beyond the required methods; one flag for each optional method."""
+
+    NONE = 0
+    REBOOT = enum.auto()
+    PAUSE = enum.auto()
+    SNAPSHOT = enum.auto()
+    SCREENSHOT = enum.auto()
+    MEMORY_DUMP = enum.auto()
+    CAPTURE = enum.auto()
+    WATCH = enum.auto()
+    ADDRESS = enum.auto()
+    CONSOLE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One key that a plugin reads from its configuration file.
+
+    The core knows the keys of every machine (``label``, ``platform``, ``ip``, ``snapshot``,
+    ``interface``, ``tags``, ``resultserver_ip``, ``resultserver_port``, ``options``); a plugin
+    lists the others, so that a misspelt one can be answered with the nearest known name.
+    """
+
+    name: str
+    default: str = ""
+    help: str = ""
+    choices: tuple[str, ...] = ()
+    """Allowed values, lower case; empty means any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A port of the host that guests may reach. Everything else is shut unless routed."""
+
+    name: str
+    """``results``, ``dns`` or ``http``."""
+    protocol: str
+    """``tcp`` or ``udp``."""
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """One machine's section of the configuration file, as the core read and checked it."""
+
+    label: str
+    """The hypervisor's own name for the machine; the key of every call."""
+    name: str
+    """The section's name, which the API shows."""
+    platform: str = "linux"
+    ip: str = ""
+    interface: str = ""
+    snapshot: str = ""
+    resultserver_ip: str = ""
+    resultserver_port: int = 2042
+    tags: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The plugin's own keys for this machine, every declared one present."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """All that a backend is told when it is made."""
+
+    name: str
+    """The machinery's name, as in ``[cuckoo] machinery``."""
+    machines: tuple[MachineConfig, ...]
+    state_dir: Path
+    """A folder of the backend's own that survives restarts; it exists and is private (0700)."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The plugin's own keys, every declared one present."""
+    services: tuple[Service, ...] = ()
+    """What guests may reach on the host, for a backend that makes the guests' network itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """One event of :meth:`MachineryBackend.watch`."""
+
+    label: str
+    state: MachineState
+    reason: str = ""
+    """The hypervisor's own words, where it gave any."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestAddress:
+    """Where a running guest is reached, and where it finds the host.
+
+    Only a backend whose guests are not simply at their configured address has
+    :attr:`Capability.ADDRESS`; for the others the core uses ``MachineConfig.ip``.
+    """
+
+    agent: str
+    """The agent's ``host:port``, or ``unix:/path`` where a local socket leads to it."""
+    resultserver_ip: str
+    """The address at which the guest finds the result server."""
+    resultserver_port: int
+    sockets: Mapping[str, Path] = field(default_factory=dict)
+    """For each :class:`Service` by name: a unix stream socket path on which the core must listen
+    **before** ``restore_and_start``; the backend connects the guest's connections to it. Empty
+    where the guest reaches the host over a real network."""

@@ -1,0 +1,1 @@
+"""The project's nouns: tasks, samples, machines and the errors a user may see."""
