@@ -98,6 +98,11 @@ class RoutingSection:
     sinkhole_dns_port: int = 53
     sinkhole_http_port: int = 80
 
+    @property
+    def offered(self) -> frozenset[str]:
+        """The routes that a task may ask for."""
+        return frozenset({self.route})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachinerySettings:

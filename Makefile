@@ -1,0 +1,13 @@
+# Two commands do everything; see README.md. `make demo SAMPLE=path` takes a file of yours.
+.PHONY: demo test setup
+
+SAMPLE ?=
+
+setup:
+	@.ci/setup
+
+demo: setup
+	@.venv/bin/cuckoo demo $(SAMPLE)
+
+test: setup
+	@.venv/bin/tox run

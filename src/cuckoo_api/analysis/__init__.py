@@ -1,0 +1,1 @@
+"""Decide and run: what may be asked of the server, and how an analysis goes."""
