@@ -1,0 +1,98 @@
+"""The first schema."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "machines",
+        sa.Column("id", sa.Integer(), primary_key=True),
+        sa.Column("name", sa.Text(), nullable=False, unique=True),
+        sa.Column("label", sa.Text(), nullable=False),
+        sa.Column("manager", sa.Text(), nullable=False),
+        sa.Column("ip", sa.Text(), nullable=False),
+        sa.Column("platform", sa.Text(), nullable=False),
+        sa.Column("tags", sa.Text(), nullable=False, server_default="[]"),
+        sa.Column("options", sa.Text(), nullable=False, server_default="[]"),
+        sa.Column("interface", sa.Text()),
+        sa.Column("snapshot", sa.Text()),
+        sa.Column("locked", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("locked_changed_on", sa.String(19)),
+        sa.Column("status", sa.Text()),
+        sa.Column("status_changed_on", sa.String(19)),
+        sa.Column("resultserver_ip", sa.Text(), nullable=False),
+        sa.Column("resultserver_port", sa.Integer(), nullable=False),
+        sa.Column("rcparams", sa.Text(), nullable=False, server_default="{}"),
+        sa.Column("quarantine", sa.Text()),
+        sa.Column("task_id", sa.Integer()),
+    )
+    op.create_table(
+        "samples",
+        sa.Column("id", sa.Integer(), primary_key=True),
+        sa.Column("md5", sa.String(32), nullable=False),
+        sa.Column("sha1", sa.String(40), nullable=False),
+        sa.Column("sha256", sa.String(64), nullable=False, unique=True),
+        sa.Column("sha512", sa.String(128), nullable=False),
+        sa.Column("crc32", sa.String(8), nullable=False),
+        sa.Column("ssdeep", sa.Text()),
+        sa.Column("file_size", sa.BigInteger(), nullable=False),
+        sa.Column("file_type", sa.Text(), nullable=False),
+    )
+    op.create_index("ix_samples_md5", "samples", ["md5"])
+    op.create_index("ix_samples_sha1", "samples", ["sha1"])
+    op.create_table(
+        "tasks",
+        sa.Column("id", sa.Integer(), primary_key=True),
+        sa.Column("category", sa.String(16), nullable=False),
+        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("wanted_machine", sa.Text(), nullable=False, server_default=""),
+        sa.Column("machine", sa.Text(), nullable=False, server_default=""),
+        sa.Column("package", sa.Text(), nullable=False, server_default=""),
+        sa.Column("options", sa.Text(), nullable=False, server_default="{}"),
+        sa.Column("timeout", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.Column("priority", sa.BigInteger(), nullable=False, server_default="1"),
+        sa.Column("custom", sa.Text(), nullable=False, server_default=""),
+        sa.Column("owner", sa.Text(), nullable=False, server_default=""),
+        sa.Column("platform", sa.Text(), nullable=False, server_default=""),
+        sa.Column("memory", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("enforce_timeout", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("clock", sa.String(19)),
+        sa.Column("tags", sa.Text(), nullable=False, server_default="[]"),
+        sa.Column("status", sa.String(32), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False, server_default="0"),
+        sa.Column("added_on", sa.String(19), nullable=False),
+        sa.Column("started_on", sa.String(19)),
+        sa.Column("completed_on", sa.String(19)),
+        sa.Column("duration", sa.BigInteger(), nullable=False, server_default="-1"),
+        sa.Column("sample_id", sa.Integer(), sa.ForeignKey("samples.id")),
+        sa.Column("submit_id", sa.Integer()),
+        sa.Column("route", sa.Text()),
+        sa.Column("processing", sa.Text()),
+        sa.Column("guest", sa.Text(), nullable=False, server_default="{}"),
+        sa.Column("errors", sa.Text(), nullable=False, server_default="[]"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_tasks_sample_id", "tasks", ["sample_id"])
+    op.create_index("tasks_listed", "tasks", ["completed_on", "id"])
+    op.create_index("tasks_owner", "tasks", ["owner"])
+    op.create_index("tasks_queue", "tasks", ["status", sa.text("priority DESC"), "id"])
+    op.create_table(
+        "task_tags",
+        sa.Column(
+            "task_id", sa.Integer(), sa.ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True
+        ),
+        sa.Column("tag", sa.Text(), primary_key=True),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("task_tags")
+    op.drop_table("tasks")
+    op.drop_table("samples")
+    op.drop_table("machines")
