@@ -155,27 +155,22 @@ async def test_filters(store: Store) -> None:
     assert await ids(status=Status.PENDING, owner="") == [b, c]
 
 
-def allowed_and_forbidden() -> list[tuple[Status, Status, bool]]:
-    return [(a, b, b in TRANSITIONS[a]) for a in Status for b in Status]
-
-
-@pytest.mark.parametrize(("source", "target", "allowed"), allowed_and_forbidden())
-async def test_the_table_of_transitions_is_the_law(
-    store: Store, source: Status, target: Status, allowed: bool
-) -> None:
+async def test_the_table_of_transitions_is_the_law(store: Store) -> None:
     [task_id] = await store.tasks.submit([url()])
-    with sqlite3.connect(store_path(store)) as raw:
-        raw.execute("UPDATE tasks SET status = ?", (source.value,))
-    raw.close()
-    if not allowed:
-        with pytest.raises(ValueError, match=f"never goes from {source} to {target}"):
-            await store.tasks.transition(task_id, source, target)
-        return
-    assert await store.tasks.transition(task_id, source, target, error="why")
-    task = await store.tasks.get(task_id)
-    assert task is not None
-    assert (task.status, task.errors) == (target, ["why"])
-    assert not await store.tasks.transition(task_id, source, target), "it is no longer there"
+    for source in Status:
+        for target in Status:
+            with sqlite3.connect(store_path(store)) as raw:
+                raw.execute("UPDATE tasks SET status = ?, errors = '[]'", (source.value,))
+            raw.close()
+            if target not in TRANSITIONS[source]:
+                with pytest.raises(ValueError, match=f"never goes from {source} to {target}"):
+                    await store.tasks.transition(task_id, source, target)
+                continue
+            assert await store.tasks.transition(task_id, source, target, error="why")
+            task = await store.tasks.get(task_id)
+            assert task is not None
+            assert (task.status, task.errors) == (target, ["why"])
+            assert not await store.tasks.transition(task_id, source, target), "it left"
 
 
 async def test_completion_has_a_date_and_a_duration(store: Store) -> None:

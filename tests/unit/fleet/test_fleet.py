@@ -1,0 +1,607 @@
+"""What becomes of machines: leased, released, in quarantine, unreachable, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cuckoo_api.fleet import Fleet, Lease
+from cuckoo_api.machinery import (
+    BackendUnavailable,
+    BadConfig,
+    Capability,
+    MachineState,
+    OperationTimedOut,
+    SnapshotNotFound,
+    WrongState,
+)
+from cuckoo_api.model.errors import ConfigError
+from cuckoo_api.model.task import NewTask, Status
+from cuckoo_api.settings import CuckooSection
+from cuckoo_api.testing.fake import ALL, Failing, FakeHypervisor, Never, Slow
+
+RUNNING, POWEROFF = MachineState.RUNNING, MachineState.POWEROFF
+UNWATCHED = ALL & ~Capability.WATCH
+
+
+def names(fleet: Fleet) -> list[str]:
+    return [machine.name for machine in fleet.free()]
+
+
+# -- the ordinary way -----------------------------------------------------------------------------
+
+
+async def test_a_machine_is_leased_run_and_released(site) -> None:
+    async with site.fleet() as fleet:
+        assert names(fleet) == ["one-name", "two-name"]
+        lease = await site.lease(fleet)
+        assert names(fleet) == ["two-name"]
+        assert lease.machine.task_id == lease.task.id
+        assert (await site.row()).locked
+        await lease.restore_and_start()
+        assert site.world.running() == ["one"]
+        await fleet.release(lease)
+        assert site.world.running() == []
+        assert names(fleet) == ["one-name", "two-name"]
+        assert not (await site.row()).locked
+        await fleet.release(lease)
+        assert len(site.world.calls("power_off")) == 1
+
+
+async def test_no_task_that_fits_leaves_the_machine_free(site) -> None:
+    async with site.fleet() as fleet:
+        assert await fleet.lease(fleet.free()[0]) is None
+        assert names(fleet) == ["one-name", "two-name"]
+
+
+async def test_a_machine_cannot_be_leased_twice(site) -> None:
+    async with site.fleet() as fleet:
+        await site.store.tasks.submit([NewTask(category="url", target="x") for _ in range(3)])
+        one = fleet.free()[0]
+        leases = await asyncio.gather(fleet.lease(one), fleet.lease(one))
+        assert [lease is not None for lease in leases] == [True, False]
+        pending = [t for t in site.store.tasks.rows.values() if t.status is Status.PENDING]
+        assert len(pending) == 2
+
+
+async def test_no_more_machines_than_allowed(site) -> None:
+    site.cuckoo = CuckooSection(max_machines_count=1)
+    async with site.fleet() as fleet:
+        two = fleet.free()[1]
+        lease = await site.lease(fleet)
+        await site.store.tasks.submit([NewTask(category="url", target="x")])
+        assert fleet.free() == []
+        assert await fleet.lease(two) is None
+        await fleet.release(lease)
+        assert names(fleet) == ["one-name", "two-name"]
+
+
+async def test_no_more_starts_at_once_than_allowed(site) -> None:
+    site.cuckoo = CuckooSection(max_vmstartup_count=1)
+    site.world.behave("restore_and_start", Slow(seconds=0.001))
+    async with site.fleet() as fleet:
+        leases = [await site.lease(fleet, name) for name in ("one-name", "two-name")]
+        await asyncio.gather(*(lease.restore_and_start() for lease in leases))
+        assert site.world.running() == ["one", "two"]
+        assert site.world.max_starting == 1
+
+
+async def test_close_powers_off_what_is_leased(site) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+    assert site.world.running() == []
+    assert not (await site.row()).locked
+
+
+async def test_what_a_lease_can_do(site, tmp_path: Path) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+        await lease.start_capture(tmp_path / "dump.pcap")
+        await lease.screenshot(tmp_path / "shot")
+        await lease.reboot()
+        await lease.dump_memory(tmp_path / "memory.dmp")
+        await lease.stop_capture()
+        await lease.power_off()
+        assert sorted(path.name for path in tmp_path.glob("*[a-z]*") if path.is_file()) == [
+            "dump.pcap",
+            "memory.dmp",
+            "shot",
+        ]
+        with pytest.raises(WrongState, match="poweroff"):
+            await lease.reboot()
+
+
+async def test_where_the_guest_is_reached(site, tmp_path: Path) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        assert lease.address.resultserver_ip == "192.168.55.1"
+        await fleet.release(lease)
+    site.capabilities = Capability.NONE
+    settings = site.settings()
+    [one, two] = settings.machinery["fake"].machines
+    there = replace(one, ip="10.1.2.3", resultserver_ip="10.1.2.1", resultserver_port=2099)
+    fake = replace(settings.machinery["fake"], machines=(there, replace(two, ip="fd00::2")))
+    async with site.fleet(replace(settings, machinery={"fake": fake})) as fleet:
+        address = (await site.lease(fleet)).address
+        assert address.agent == "10.1.2.3:8000"
+        assert (address.resultserver_ip, address.resultserver_port) == ("10.1.2.1", 2099)
+        assert address.sockets == {}
+        assert (await site.lease(fleet, "two-name")).address.agent == "[fd00::2]:8000"
+
+
+async def test_the_backend_has_a_private_folder(site) -> None:
+    async with site.fleet():
+        folder = site.cwd / "machinery" / "fake"
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+# -- starts that go wrong -------------------------------------------------------------------------
+
+
+async def test_a_start_that_hangs_is_cut_short_and_undone(site) -> None:
+    site.world.behave("restore_and_start", Never())
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        with pytest.raises(OperationTimedOut, match=r"restore_and_start of one: .* 0\.05 s"):
+            await lease.restore_and_start()
+        methods = [call.method for call in site.world.calls(label="one")]
+        assert methods[-3:] == ["restore_and_start", "power_off", "state"]
+        await fleet.release(lease)
+        assert names(fleet) == ["one-name", "two-name"]
+
+
+async def test_a_cancelled_start_is_undone_before_the_cancel_goes_on(site) -> None:
+    site.world.behave("restore_and_start", Never())
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        starting = asyncio.create_task(lease.restore_and_start())
+        await site.world.until(lambda: bool(site.world.calls("restore_and_start")))
+        site.world.behave("power_off", Slow(seconds=0.005))
+        starting.cancel()
+        await site.world.until(lambda: bool(site.world.calls("power_off")))
+        starting.cancel()  # once more, in the middle of the undoing
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert [call.outcome for call in site.world.calls("power_off")] == ["done"]
+
+
+async def test_a_start_that_comes_true_later_is_put_down(site, until) -> None:
+    """The order was given up, the machine was off and free: then it runs after all."""
+    site.world.behave("restore_and_start", Never(zombie=True))
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        with pytest.raises(OperationTimedOut):
+            await lease.restore_and_start()
+        await fleet.release(lease)
+        assert "one-name" in names(fleet)
+        assert await site.world.rise() == ["one"]
+        assert site.world.running() == ["one"]
+        await until(fleet, lambda: "one-name" not in names(fleet))
+        await until(fleet, lambda: "one-name" in names(fleet))
+        assert site.world.running() == []
+
+
+async def test_without_events_such_a_machine_waits_a_while(site, until) -> None:
+    site.capabilities = UNWATCHED
+    site.world.behave("restore_and_start", Never(zombie=True))
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        with pytest.raises(OperationTimedOut):
+            await lease.restore_and_start()
+        await fleet.release(lease)
+        assert "may still be carried out" in ((await site.row()).quarantine or "")
+        await site.world.rise()
+        await until(fleet, lambda: "one-name" in names(fleet))
+        assert site.world.running() == []
+
+
+async def test_a_machine_that_somebody_else_starts_is_left_alone(site, until) -> None:
+    async with site.fleet() as fleet:
+        await site.world.start_by_hand("one")
+        await until(fleet, lambda: fleet.free()[0].status == "running")
+        assert (await site.row()).status == "running"
+        assert site.world.calls("power_off") == []
+    assert site.world.running() == ["one"]
+
+
+async def test_a_missing_snapshot_is_said(site) -> None:
+    del site.world.machines["one"].snapshots["clean"]
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        with pytest.raises(SnapshotNotFound, match="'clean'"):
+            await lease.restore_and_start()
+
+
+# -- releases that go wrong -----------------------------------------------------------------------
+
+
+async def test_a_machine_that_cannot_be_switched_off_goes_into_quarantine(site, until) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+        site.world.behave("power_off", Failing(WrongState("the domain is busy"), times=3))
+        await fleet.release(lease)
+        row = await site.row()
+        assert "could not be switched off: the domain is busy" in (row.quarantine or "")
+        assert not row.locked
+        assert names(fleet) == ["two-name"]
+        await until(fleet, lambda: "one-name" in names(fleet))
+        assert site.world.running() == []
+        assert (await site.row()).quarantine is None
+        assert len(site.world.calls("power_off")) == 4
+
+
+async def test_one_failed_power_off_is_tried_again_at_once(site) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+        site.world.behave("power_off", Failing(WrongState("busy"), times=1))
+        await fleet.release(lease)
+        assert "one-name" in names(fleet)
+        assert site.world.running() == []
+
+
+async def test_a_power_off_that_hangs_ends_in_quarantine(site) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+        site.world.behave("power_off", Never())
+        await fleet.release(lease)
+        assert names(fleet) == ["two-name"]
+        site.world.behave("power_off", None)
+
+
+async def test_a_release_is_finished_though_cancelled(site) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+        gate = asyncio.Event()
+        site.world.behave("power_off", Slow(until=gate))
+        releasing = asyncio.create_task(fleet.release(lease))
+        await site.world.until(lambda: bool(site.world.calls("power_off")))
+        releasing.cancel()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await releasing
+        assert site.world.running() == []
+        assert "one-name" in names(fleet)
+
+
+async def test_a_cancelled_lease_leaves_the_task_in_the_queue(site, monkeypatch) -> None:
+    claimed, go_on = asyncio.Event(), asyncio.Event()
+    claim = site.store.tasks.claim
+
+    async def slow_claim(machine: object) -> object:
+        task = await claim(machine)
+        claimed.set()
+        await go_on.wait()
+        return task
+
+    monkeypatch.setattr(site.store.tasks, "claim", slow_claim)
+    async with site.fleet() as fleet:
+        [task_id] = await site.store.tasks.submit([NewTask(category="url", target="x")])
+        leasing = asyncio.create_task(fleet.lease(fleet.free()[0]))
+        await claimed.wait()
+        leasing.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await leasing
+        assert (await site.store.tasks.get(task_id)).status is Status.PENDING
+        assert not (await site.row()).locked
+        assert "one-name" in names(fleet)
+
+
+async def test_a_full_disk_keeps_the_machine_out_until_it_can_be_written(site, until) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+        site.store.machines.broken = True
+        await fleet.release(lease)
+        assert site.world.running() == []
+        assert names(fleet) == ["two-name"]
+        site.store.machines.broken = False
+        await until(fleet, lambda: "one-name" in names(fleet))
+        assert not (await site.row()).locked
+
+
+# -- quarantine -----------------------------------------------------------------------------------
+
+
+async def test_quarantine_of_a_leased_machine_counts_from_its_release(site, until) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+        await fleet.quarantine("one-name", "the agent never answered")
+        assert (await site.row()).quarantine == "the agent never answered"
+        await asyncio.sleep(0)
+        assert site.world.running() == ["one"]  # it is still the task's
+        await fleet.release(lease)
+        assert names(fleet) == ["two-name"]
+        await until(fleet, lambda: "one-name" in names(fleet))
+        assert (await site.row()).quarantine is None
+
+
+async def test_each_quarantine_without_a_good_run_is_longer(site, until) -> None:
+    async with site.fleet() as fleet:
+        slot = fleet._slots["one-name"]
+        for failures in (1, 2, 3):
+            await fleet.quarantine("one-name", "the agent never answered")
+            await until(fleet, lambda: "one-name" in names(fleet))
+            assert slot.failures == failures
+        await fleet.release(await site.lease(fleet))
+        assert slot.failures == 0
+
+
+async def test_a_machine_the_hypervisor_does_not_know(site, until) -> None:
+    settings = site.settings()
+    site.world.remove("two")
+    async with site.fleet(settings) as fleet:
+        assert names(fleet) == ["one-name"]
+        reason = (await site.row("two-name")).quarantine
+        assert reason == "'two' is not known to the hypervisor; it has: one"
+        site.world.add("two", with_guest=False)
+        await until(fleet, lambda: "two-name" in names(fleet))
+        assert site.world.calls("power_off", "two") == []  # nobody of ours started it
+
+
+# -- backends -------------------------------------------------------------------------------------
+
+
+async def test_a_backend_that_cannot_be_opened_comes_later(site, until) -> None:
+    await site.world.down("no such socket")
+    async with site.fleet() as fleet:
+        assert fleet.free() == []
+        row = await site.row()
+        assert row.quarantine == "fake cannot be used: no such socket"
+        assert row.status == "unreachable"
+        await site.world.up()
+        await until(fleet, lambda: names(fleet) == ["one-name", "two-name"])
+        assert (await site.row()).quarantine is None
+        await fleet.release(await site.lease(fleet))
+
+
+async def test_a_bad_configuration_of_one_does_not_stop_the_other(site) -> None:
+    async with FakeHypervisor() as other:
+        other.add("three", with_guest=False)
+        other.behave("open", Failing(BadConfig("no such uri: acme://")))
+        site.worlds["other"] = other
+        async with site.fleet() as fleet:
+            assert names(fleet) == ["one-name", "two-name"]
+            row = await site.row("three-name")
+            assert row.quarantine == "other cannot be used: no such uri: acme://"
+            assert len(other.calls("open")) == 1
+
+
+async def test_two_backends_at_once(site) -> None:
+    async with FakeHypervisor() as other:
+        other.add("one", with_guest=False).label = "one"
+        other.add("three", with_guest=False)
+        site.worlds["other"] = other
+        settings = site.settings()
+        section = settings.machinery["other"]
+        renamed = (replace(section.machines[0], name="other-one"), section.machines[1])
+        machinery = {**settings.machinery, "other": replace(section, machines=renamed)}
+        async with site.fleet(replace(settings, machinery=machinery)) as fleet:
+            assert names(fleet) == ["one-name", "two-name", "other-one", "three-name"]
+            first = await site.lease(fleet, "one-name")
+            second = await site.lease(fleet, "other-one")
+            assert (first.machine.manager, second.machine.manager) == ("fake", "other")
+            await second.restore_and_start()
+            assert (site.world.running(), other.running()) == ([], ["one"])
+            await other.down()
+            await fleet.release(second)
+            assert "other-one" not in names(fleet)
+            assert "two-name" in names(fleet)
+            await other.up()
+
+
+async def test_faults_that_no_retry_mends_are_all_said_at_once(site) -> None:
+    settings = site.settings()
+    [one, two] = settings.machinery["fake"].machines
+    doubled = replace(settings.machinery["fake"], machines=(one, two, replace(two, label="one")))
+    cuckoo = CuckooSection(machinery=("fake", "acme"))
+    with pytest.raises(ConfigError) as caught:
+        async with site.fleet(replace(settings, cuckoo=cuckoo, machinery={"fake": doubled})):
+            pytest.fail("it opened")
+    assert caught.value.faults == [
+        "[cuckoo] machinery: no plugin for 'acme' could be loaded; there are: fake",
+        "machine 'two-name': this name is given to more than one machine",
+        "conf/fake.conf: more than one machine has the label 'one'",
+    ]
+
+
+async def test_the_hypervisor_goes_away_and_comes_back(site, until) -> None:
+    async with site.fleet() as fleet:
+        await until(fleet, lambda: fleet.free()[0].status == "poweroff")
+        await site.world.down("libvirtd was killed")
+        await until(fleet, lambda: fleet.free() == [])
+        assert [m.status for m in await fleet.machines()] == ["unreachable", "unreachable"]
+        await site.world.up()
+        await until(fleet, lambda: names(fleet) == ["one-name", "two-name"])
+        assert [m.status for m in await fleet.machines()] == ["poweroff", "poweroff"]
+        assert len(site.world.calls("open")) == 1
+
+
+async def test_a_stream_of_events_that_ends_is_begun_again(site, until) -> None:
+    async with site.fleet() as fleet:
+        await until(fleet, lambda: site.world.watched == 1)
+        site.world.end_streams()
+        await until(fleet, lambda: fleet.free() == [])
+        await until(fleet, lambda: names(fleet) == ["one-name", "two-name"])
+        await site.world.start_by_hand("two")
+        await until(fleet, lambda: fleet.free()[1].status == "running")
+
+
+async def test_without_events_a_dead_hypervisor_costs_no_task(site, until) -> None:
+    site.capabilities = UNWATCHED
+    async with site.fleet() as fleet:
+        one = fleet.free()[0]
+        [task_id] = await site.store.tasks.submit([NewTask(category="url", target="x")])
+        await site.world.down()
+        assert await fleet.lease(one) is None
+        assert (await site.store.tasks.get(task_id)).status is Status.PENDING
+        assert (await site.row()).quarantine == "fake does not answer"
+        await site.world.up()
+        await until(fleet, lambda: "one-name" in names(fleet))
+
+
+async def test_without_events_the_state_is_asked_for_and_written(site) -> None:
+    site.capabilities = UNWATCHED
+    async with site.fleet() as fleet:
+        assert [m.status for m in await fleet.machines()] == ["poweroff", "poweroff"]
+        await site.world.start_by_hand("one")
+        assert [m.status for m in await fleet.machines()] == ["running", "poweroff"]
+        assert (await site.row()).status == "running"
+        site.world.behave("state", Never(), label="one")
+        assert [m.status for m in await fleet.machines()] == ["unreachable", "poweroff"]
+
+
+async def test_the_state_is_asked_for_once_a_second_at_most(site) -> None:
+    site.capabilities = UNWATCHED
+    site.deadlines = replace(site.deadlines, fresh=60)
+    async with site.fleet() as fleet:
+        await asyncio.gather(*(fleet.machines() for _ in range(5)))
+        assert len(site.world.calls("state", "one")) == 1
+
+
+# -- a machine that stops by itself -----------------------------------------------------------------
+
+
+async def stops(lease: Lease, act: Callable[[], Awaitable[None]]) -> tuple[str, str]:
+    waiting = asyncio.create_task(lease.wait_stopped())
+    await asyncio.sleep(0)
+    await act()
+    async with asyncio.timeout(2):
+        change = await waiting
+    return change.label, change.state
+
+
+@pytest.mark.parametrize("capabilities", [ALL, UNWATCHED])
+async def test_a_machine_that_dies_is_noticed(site, capabilities: Capability) -> None:
+    site.capabilities = capabilities
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await site.world.start_by_hand("one")  # events of an earlier run come late
+        await lease.restore_and_start()
+        assert await stops(lease, lambda: site.world.kill("one")) == ("one", "aborted")
+
+
+async def test_a_hypervisor_that_goes_away_is_noticed(site) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+        assert await stops(lease, site.world.down) == ("one", "unreachable")
+        await site.world.up()
+
+
+async def test_what_the_lease_does_itself_is_no_stop(site, tmp_path: Path, until) -> None:
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+        waiting = asyncio.create_task(lease.wait_stopped())
+        await lease.dump_memory(tmp_path / "memory.dmp")
+        await lease.reboot()
+        site.world.end_streams()
+        await until(fleet, lambda: site.world.watched == 0)
+        await lease.power_off()
+        await until(fleet, lambda: site.world.watched == 1)
+        assert not waiting.done()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+# -- after a crash --------------------------------------------------------------------------------
+
+
+async def crash(site) -> int:
+    """A fleet's process dies while a machine runs; the task's id."""
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+    site.store.machines.edit("one-name", locked=True, task_id=lease.task.id)
+    await site.world.start_by_hand("one")
+    return lease.task.id
+
+
+async def test_what_a_dead_process_left_is_powered_off_and_unlocked(site) -> None:
+    await crash(site)
+    await site.world.start_by_hand("two")
+    async with site.fleet() as fleet:
+        assert names(fleet) == ["two-name"]
+        await fleet.recover()
+        assert names(fleet) == ["one-name", "two-name"]
+        assert site.world.running() == ["two"]  # nobody of ours held it
+        assert not (await site.row()).locked
+
+
+async def test_what_cannot_be_taken_back_now_is_taken_back_later(site, until) -> None:
+    await crash(site)
+    site.world.behave("power_off", Failing(WrongState("busy"), times=2))
+    async with site.fleet() as fleet:
+        await fleet.recover()
+        row = await site.row()
+        assert not row.locked
+        assert row.quarantine == "left behind by an earlier process: busy"
+        await until(fleet, lambda: "one-name" in names(fleet))
+        assert site.world.running() == []
+
+
+async def test_what_was_left_is_taken_back_when_the_hypervisor_answers(site, until) -> None:
+    await crash(site)
+    await site.world.down()
+    async with site.fleet() as fleet:
+        await fleet.recover()
+        assert not (await site.row()).locked
+        await site.world.up()
+        await until(fleet, lambda: "one-name" in names(fleet))
+        assert site.world.running() == []
+
+
+async def test_a_quarantine_of_an_earlier_process_is_looked_at_again(site) -> None:
+    async with site.fleet() as fleet:
+        await fleet.quarantine("one-name", "the agent never answered")
+    assert (await site.row()).quarantine
+    async with site.fleet() as fleet:
+        assert names(fleet) == ["two-name"]
+        await fleet.recover()
+        assert names(fleet) == ["one-name", "two-name"]
+        assert (await site.row()).quarantine is None
+
+
+# -- plugins with bugs ----------------------------------------------------------------------------
+
+
+async def test_what_a_plugin_must_not_raise_is_contained(site) -> None:
+    site.world.behave("restore_and_start", Failing(KeyError("oops")))  # type: ignore[arg-type]  # a bug
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        with pytest.raises(Exception, match="KeyError: 'oops'") as caught:
+            await lease.restore_and_start()
+        assert isinstance(caught.value.__cause__, KeyError)
+        await fleet.release(lease)
+        assert "one-name" in names(fleet)
+
+
+async def test_an_unreachable_hypervisor_during_a_start_is_said(site) -> None:
+    gate = asyncio.Event()
+    site.world.behave("restore_and_start", Slow(until=gate))
+    site.deadlines = replace(site.deadlines, start=5)
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        starting = asyncio.create_task(lease.restore_and_start())
+        await site.world.until(lambda: bool(site.world.calls("restore_and_start")))
+        await site.world.down("libvirtd was killed")
+        with pytest.raises(BackendUnavailable, match="libvirtd was killed"):
+            await starting
+        await fleet.release(lease)
+        assert "could not be switched off: libvirtd was killed" in (
+            (await site.row()).quarantine or ""
+        )
+        await site.world.up()

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite("cuckoo_api.testing.conformance", "cuckoo_api.testing.rig")
