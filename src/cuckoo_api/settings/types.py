@@ -1,12 +1,25 @@
-"""``conf/*.conf`` -> frozen dataclasses. All faults are reported at once, with file and line."""
+"""The settings as frozen dataclasses: one for each section, one field for each key."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from cuckoo_api.machinery import MachineConfig, MachineryPlugin
+from cuckoo_api.machinery import MachineConfig
+
+MAX_INT = (1 << 31) - 1
+
+
+def number(default: int, low: int, high: int = MAX_INT, *, scale: int = 1) -> Any:
+    """An integer field. The file holds ``default / scale``, within ``low`` and ``high``."""
+    return field(default=default, metadata={"low": low, "high": high, "scale": scale})
+
+
+def choice(default: str, *allowed: str) -> Any:
+    """A field that takes one of a few words."""
+    return field(default=default, metadata={"choices": allowed})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,15 +28,16 @@ class CuckooSection:
 
     machinery: tuple[str, ...] = ("qemu",)
     api_token: str = field(default="", repr=False)
+    """What a client must show; empty: no authentication, and loopback only."""
     memory_dump: bool = False
-    max_machines_count: int = 0
+    max_machines_count: int = number(0, 0)
     """At most this many machines at once; 0 means all."""
-    max_vmstartup_count: int = 5
+    max_vmstartup_count: int = number(5, 1)
     wait_for_machines: bool = False
-    freespace: int = 1 << 30
+    freespace: int = number(1 << 30, 0, scale=1 << 20)
     """Bytes (conf: MB, as in Cuckoo 2) below which no analysis starts."""
     tmppath: Path | None = None
-    max_attempts: int = 3
+    max_attempts: int = number(3, 1, 100)
     """How often the infrastructure may fail a task before it is given up."""
 
 
@@ -32,8 +46,8 @@ class ApiSection:
     """``[api]`` of cuckoo.conf: the HTTP server."""
 
     host: str = "127.0.0.1"
-    port: int = 8090
-    max_upload_size: int = 1 << 30
+    port: int = number(8090, 0, 65535)
+    max_upload_size: int = number(1 << 30, 1, 1 << 50)
     legacy_statuses: bool = False
 
 
@@ -42,14 +56,14 @@ class ResultServerSection:
     """``[resultserver]`` of cuckoo.conf."""
 
     ip: str = "192.168.55.1"
-    port: int = 2042
-    upload_max_size: int = 128 << 20
+    port: int = number(2042, 0, 65535)
+    upload_max_size: int = number(128 << 20, 1, 1 << 50)
     """Bytes of one file from a guest; the rest is cut off and marked."""
-    max_connections: int = 128
+    max_connections: int = number(128, 1, 65535)
     """Per analysis."""
-    max_files: int = 10_000
+    max_files: int = number(10_000, 1)
     """Per analysis."""
-    max_total_size: int = 2 << 30
+    max_total_size: int = number(2 << 30, 1, 1 << 50)
     """Bytes per analysis."""
 
 
@@ -57,13 +71,13 @@ class ResultServerSection:
 class TimeoutsSection:
     """``[timeouts]`` of cuckoo.conf, all in seconds."""
 
-    default: int = 120
+    default: int = number(120, 1)
     """How long a sample runs unless the task says otherwise."""
-    critical: int = 60
+    critical: int = number(60, 1)
     """Added to the sample's time; then the machine is stopped whatever the guest says."""
-    vm_state: int = 60
+    vm_state: int = number(60, 1)
     """For the hypervisor to reach a state."""
-    agent: int = 60
+    agent: int = number(60, 1)
     """From the start of the machine to the agent's first answer."""
 
 
@@ -73,30 +87,30 @@ class DatabaseSection:
 
     connection: str = ""
     """A SQLAlchemy URL; empty means ``sqlite:///<cwd>/cuckoo.db``."""
-    timeout: int = 60
+    timeout: int = number(60, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessingSection:
     """``[processing]`` of cuckoo.conf: limits on what is made of one analysis."""
 
-    analysis_size_limit: int = 128 << 20
+    analysis_size_limit: int = number(128 << 20, 1, 1 << 50)
     """Bytes of one input (a trace, a capture, a dropped file) that are looked into."""
-    worker_timeout: int = 120
+    worker_timeout: int = number(120, 1)
     """Seconds for one processor in its worker process."""
-    worker_memory: int = 1 << 30
+    worker_memory: int = number(1 << 30, 128 << 20, 1 << 50)
     """Bytes of address space for the worker process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingSection:
-    """``[routing]`` and ``[sinkhole]`` of routing.conf."""
+    """``[routing]`` of routing.conf."""
 
-    route: str = "none"
+    route: str = choice("none", "none", "sinkhole")
     """``none``: a guest reaches the result server and nothing else; ``sinkhole``: also a DNS and
     HTTP responder on the host that answers every name and request itself."""
-    sinkhole_dns_port: int = 53
-    sinkhole_http_port: int = 80
+    sinkhole_dns_port: int = number(53, 1, 65535)
+    sinkhole_http_port: int = number(80, 1, 65535)
 
     @property
     def offered(self) -> frozenset[str]:
@@ -132,8 +146,3 @@ class Settings:
     @property
     def storage(self) -> Path:
         return self.cwd / "storage"
-
-
-def load_settings(cwd: Path, plugins: Sequence[MachineryPlugin]) -> Settings:
-    """Read ``cwd/conf``. Raises ConfigError with every fault found, each with what is allowed."""
-    ...

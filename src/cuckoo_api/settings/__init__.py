@@ -1,0 +1,31 @@
+"""``conf/*.conf`` -> frozen dataclasses. All faults are reported at once, with file and line."""
+
+from cuckoo_api.settings.init import default_conf, find_cwd, init_cwd
+from cuckoo_api.settings.load import load_settings
+from cuckoo_api.settings.types import (
+    ApiSection,
+    CuckooSection,
+    DatabaseSection,
+    MachinerySettings,
+    ProcessingSection,
+    ResultServerSection,
+    RoutingSection,
+    Settings,
+    TimeoutsSection,
+)
+
+__all__ = [
+    "ApiSection",
+    "CuckooSection",
+    "DatabaseSection",
+    "MachinerySettings",
+    "ProcessingSection",
+    "ResultServerSection",
+    "RoutingSection",
+    "Settings",
+    "TimeoutsSection",
+    "default_conf",
+    "find_cwd",
+    "init_cwd",
+    "load_settings",
+]

@@ -1,0 +1,229 @@
+"""Read a working directory's ``conf`` folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from cuckoo_api.machinery import MachineConfig, MachineryPlugin, Option
+from cuckoo_api.model.errors import ConfigError
+from cuckoo_api.settings.ini import Findings, IniFile
+from cuckoo_api.settings.types import (
+    ApiSection,
+    CuckooSection,
+    DatabaseSection,
+    MachinerySettings,
+    ProcessingSection,
+    ResultServerSection,
+    RoutingSection,
+    Settings,
+    TimeoutsSection,
+)
+
+T = TypeVar("T")
+
+SECTIONS: dict[str, dict[str, type]] = {
+    "cuckoo": {
+        "cuckoo": CuckooSection,
+        "api": ApiSection,
+        "resultserver": ResultServerSection,
+        "timeouts": TimeoutsSection,
+        "database": DatabaseSection,
+        "processing": ProcessingSection,
+    },
+    "routing": {"routing": RoutingSection},
+}
+"""File and section -> dataclass."""
+
+INHERITED = {
+    ("cuckoo", "cuckoo"): (
+        "version_check ignore_vulnerabilities web_secret delete_original delete_bin_copy "
+        "terminate_processes reschedule process_results max_analysis_count daydream rooter"
+    ),
+    ("cuckoo", "resultserver"): "force_port pool_size",
+    ("cuckoo", "processing"): "resolve_dns sort_pcap",
+    ("routing", "routing"): "internet rt_table auto_rt drop",
+}
+"""Keys of Cuckoo 2's files that mean nothing here (yet): an upgrader's file brings them."""
+
+INHERITED_SECTIONS = {"cuckoo": ("feedback", "remotecontrol"), "routing": ("*",)}
+
+MACHINE_KEYS = (
+    "label",
+    "platform",
+    "ip",
+    "snapshot",
+    "interface",
+    "tags",
+    "resultserver_ip",
+    "resultserver_port",
+    "options",
+    "osprofile",
+    "rcparams",
+)
+
+
+def load_settings(cwd: Path, plugins: Sequence[MachineryPlugin]) -> Settings:
+    """Read ``cwd/conf``. Raises ConfigError with every fault found, each with what is allowed."""
+    findings = Findings()
+    sections: dict[str, Any] = {}
+    for name, known in SECTIONS.items():
+        file = IniFile(cwd / "conf" / f"{name}.conf", f"conf/{name}.conf", findings)
+        for section, kind in known.items():
+            file.know(section, INHERITED.get((name, section), "").split())
+            sections[section] = _section(file, section, kind)
+        _check(file, sections)
+        file.finish(INHERITED_SECTIONS[name])
+    by_name = {plugin.name: plugin for plugin in plugins}
+    machinery: dict[str, MachinerySettings] = {}
+    for name in sections["cuckoo"].machinery:
+        if name in by_name:
+            machinery[name] = _machinery(cwd, by_name[name], sections["resultserver"], findings)
+        else:
+            findings.faults.append(
+                f"conf/cuckoo.conf [cuckoo] machinery: no plugin is installed for {name!r}; "
+                f"installed: {', '.join(sorted(by_name)) or 'none'} "
+                f"(pip install cuckoo-machinery-{name})"
+            )
+    _check_machines(machinery, findings)
+    if findings.faults:
+        raise ConfigError(findings.faults)
+    return Settings(
+        cwd=cwd.resolve(), **sections, machinery=machinery, warnings=tuple(findings.warnings)
+    )
+
+
+def _section(file: IniFile, section: str, kind: type[T]) -> T:
+    """Fill a section's dataclass: the field's type says how its key is read."""
+    values: dict[str, Any] = {}
+    hints = get_type_hints(kind)
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]  # every section is a dataclass
+        values[item.name] = _value(file, section, item, hints[item.name])
+    return kind(**values)
+
+
+def _value(file: IniFile, section: str, item: dataclasses.Field[Any], hint: object) -> Any:
+    meta, default = item.metadata, _default(item)
+    if hint is bool:
+        return file.flag(section, item.name, default=default)
+    if hint is int:
+        return file.number(
+            section, item.name, default,
+            low=meta["low"], high=meta["high"], scale=meta["scale"],
+        )  # fmt: skip
+    if "choices" in meta:
+        return file.choice(section, item.name, default, meta["choices"])
+    if hint == tuple[str, ...]:
+        return file.words(section, item.name, default)
+    text = file.text(section, item.name)
+    if not text:
+        return default
+    return text if hint is str else Path(text).expanduser()
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    return item.default
+
+
+def _check(file: IniFile, sections: dict[str, Any]) -> None:
+    """What a single value cannot show."""
+    if "routing" in sections:
+        return
+    api, cuckoo = sections["api"], sections["cuckoo"]
+    if not cuckoo.api_token and not is_loopback(api.host):
+        file.fault(
+            "api", "host",
+            f"{api.host!r} is open to others and [cuckoo] api_token is empty; allowed without a "
+            "token: 127.0.0.1, ::1, localhost",
+        )  # fmt: skip
+    if not _is_address(sections["resultserver"].ip):
+        file.fault("resultserver", "ip", f"{sections['resultserver'].ip!r}; allowed: an IP address")
+    if cuckoo.tmppath is not None and not cuckoo.tmppath.is_dir():
+        file.fault("cuckoo", "tmppath", f"'{cuckoo.tmppath}'; allowed: a folder that exists")
+
+
+def _machinery(
+    cwd: Path, plugin: MachineryPlugin, results: ResultServerSection, findings: Findings
+) -> MachinerySettings:
+    file = IniFile(cwd / "conf" / f"{plugin.name}.conf", f"conf/{plugin.name}.conf", findings)
+    interface = file.text(plugin.name, "interface")
+    names = file.words(plugin.name, "machines")
+    options = _options(file, plugin.name, plugin.options) | {"interface": interface}
+    machines: list[MachineConfig] = []
+    for name in dict.fromkeys(names):
+        file.know(name, MACHINE_KEYS)
+        if name not in file.sections:
+            file.fault(plugin.name, "machines", f"{name!r} has no section [{name}]")
+            continue
+        ip = file.text(name, "ip")
+        if not _is_address(ip):
+            file.fault(name, "ip", f"{ip!r}; allowed: the guest's IP address")
+        machines.append(
+            MachineConfig(
+                label=file.text(name, "label") or name,
+                name=name,
+                platform=file.text(name, "platform") or "linux",
+                ip=ip,
+                interface=file.text(name, "interface") or interface,
+                snapshot=file.text(name, "snapshot"),
+                resultserver_ip=file.text(name, "resultserver_ip") or results.ip,
+                resultserver_port=file.number(
+                    name, "resultserver_port", results.port, low=1, high=65535
+                ),
+                tags=file.words(name, "tags"),
+                options=_options(file, name, plugin.machine_options)
+                | {"options": file.text(name, "options")},
+            )
+        )
+    file.finish()
+    return MachinerySettings(name=plugin.name, options=options, machines=tuple(machines))
+
+
+def _options(file: IniFile, section: str, declared: Sequence[Option]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for option in declared:
+        if option.choices:
+            value = file.choice(section, option.name, option.default, option.choices)
+        else:
+            value = file.text(section, option.name) or option.default
+        values[option.name] = value
+    return values
+
+
+def _check_machines(machinery: dict[str, MachinerySettings], findings: Findings) -> None:
+    """No name, and no address, twice: results are told apart by address."""
+    seen: dict[tuple[str, str], str] = {}
+    for backend in machinery.values():
+        for machine in backend.machines:
+            for kind, value in (
+                ("name", machine.name),
+                ("ip", machine.ip),
+                ("label", f"{backend.name}/{machine.label}"),
+            ):
+                place = f"conf/{backend.name}.conf [{machine.name}]"
+                other = seen.setdefault((kind, value), place)
+                if other is not place:
+                    findings.faults.append(
+                        f"{place} {kind}: {value!r} is {other}'s already; allowed: one of its own"
+                    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can reach a listener there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
