@@ -10,20 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from cuckoo_api.fleet import Fleet, Lease
+from cuckoo_api.fleet import Fleet, Lease, load_plugins
+from cuckoo_api.fleet.setup import backend_configs
 from cuckoo_api.machinery import (
     BackendUnavailable,
     BadConfig,
     Capability,
     MachineState,
     OperationTimedOut,
+    Service,
     SnapshotNotFound,
     WrongState,
 )
-from cuckoo_api.model.errors import ConfigError
+from cuckoo_api.model.errors import ConfigError, Unavailable
 from cuckoo_api.model.task import NewTask, Status
-from cuckoo_api.settings import CuckooSection
-from cuckoo_api.testing.fake import ALL, Failing, FakeHypervisor, Never, Slow
+from cuckoo_api.settings import CuckooSection, RoutingSection
+from cuckoo_api.testing.fake import ALL, Failing, FakeHypervisor, Never, Slow, fake_plugin
 
 RUNNING, POWEROFF = MachineState.RUNNING, MachineState.POWEROFF
 UNWATCHED = ALL & ~Capability.WATCH
@@ -65,8 +67,7 @@ async def test_a_machine_cannot_be_leased_twice(site) -> None:
         one = fleet.free()[0]
         leases = await asyncio.gather(fleet.lease(one), fleet.lease(one))
         assert [lease is not None for lease in leases] == [True, False]
-        pending = [t for t in site.store.tasks.rows.values() if t.status is Status.PENDING]
-        assert len(pending) == 2
+        assert (await site.store.tasks.counts())[Status.PENDING] == 2
 
 
 async def test_no_more_machines_than_allowed(site) -> None:
@@ -109,11 +110,7 @@ async def test_what_a_lease_can_do(site, tmp_path: Path) -> None:
         await lease.dump_memory(tmp_path / "memory.dmp")
         await lease.stop_capture()
         await lease.power_off()
-        assert sorted(path.name for path in tmp_path.glob("*[a-z]*") if path.is_file()) == [
-            "dump.pcap",
-            "memory.dmp",
-            "shot",
-        ]
+        assert {"dump.pcap", "memory.dmp", "shot"} <= {path.name for path in tmp_path.iterdir()}
         with pytest.raises(WrongState, match="poweroff"):
             await lease.reboot()
 
@@ -136,10 +133,22 @@ async def test_where_the_guest_is_reached(site, tmp_path: Path) -> None:
         assert (await site.lease(fleet, "two-name")).address.agent == "[fd00::2]:8000"
 
 
-async def test_the_backend_has_a_private_folder(site) -> None:
-    async with site.fleet():
-        folder = site.cwd / "machinery" / "fake"
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+async def test_what_a_backend_is_told(site) -> None:
+    plugins = load_plugins([fake_plugin(site.world)])
+    [config] = backend_configs(site.settings(), plugins)
+    assert config.services == (Service("results", "tcp", 2042),)
+    assert [machine.resultserver_ip for machine in config.machines] == ["192.168.55.1"] * 2
+    assert config.options == {"colour": "grey"}
+    assert config.state_dir == site.cwd / "machinery" / "fake"
+    assert stat.S_IMODE(config.state_dir.stat().st_mode) == 0o700
+    routing = RoutingSection(route="sinkhole", sinkhole_dns_port=5353, sinkhole_http_port=8080)
+    [config] = backend_configs(replace(site.settings(), routing=routing), plugins)
+    assert config.services == (
+        Service("results", "tcp", 2042),
+        Service("dns", "tcp", 5353),
+        Service("dns", "udp", 5353),
+        Service("http", "tcp", 8080),
+    )
 
 
 # -- starts that go wrong -------------------------------------------------------------------------
@@ -147,9 +156,10 @@ async def test_the_backend_has_a_private_folder(site) -> None:
 
 async def test_a_start_that_hangs_is_cut_short_and_undone(site) -> None:
     site.world.behave("restore_and_start", Never())
+    site.deadlines = replace(site.deadlines, start=0.02)
     async with site.fleet() as fleet:
         lease = await site.lease(fleet)
-        with pytest.raises(OperationTimedOut, match=r"restore_and_start of one: .* 0\.05 s"):
+        with pytest.raises(OperationTimedOut, match=r"restore_and_start of one: .* 0\.02 s"):
             await lease.restore_and_start()
         methods = [call.method for call in site.world.calls(label="one")]
         assert methods[-3:] == ["restore_and_start", "power_off", "state"]
@@ -175,6 +185,7 @@ async def test_a_cancelled_start_is_undone_before_the_cancel_goes_on(site) -> No
 async def test_a_start_that_comes_true_later_is_put_down(site, until) -> None:
     """The order was given up, the machine was off and free: then it runs after all."""
     site.world.behave("restore_and_start", Never(zombie=True))
+    site.deadlines = replace(site.deadlines, start=0.02)
     async with site.fleet() as fleet:
         lease = await site.lease(fleet)
         with pytest.raises(OperationTimedOut):
@@ -191,6 +202,7 @@ async def test_a_start_that_comes_true_later_is_put_down(site, until) -> None:
 async def test_without_events_such_a_machine_waits_a_while(site, until) -> None:
     site.capabilities = UNWATCHED
     site.world.behave("restore_and_start", Never(zombie=True))
+    site.deadlines = replace(site.deadlines, start=0.02)
     async with site.fleet() as fleet:
         lease = await site.lease(fleet)
         with pytest.raises(OperationTimedOut):
@@ -202,11 +214,12 @@ async def test_without_events_such_a_machine_waits_a_while(site, until) -> None:
         assert site.world.running() == []
 
 
-async def test_a_machine_that_somebody_else_starts_is_left_alone(site, until) -> None:
+async def test_a_machine_that_somebody_else_starts_is_left_alone(site) -> None:
     async with site.fleet() as fleet:
         await site.world.start_by_hand("one")
-        await until(fleet, lambda: fleet.free()[0].status == "running")
-        assert (await site.row()).status == "running"
+        async with asyncio.timeout(2):
+            while (await site.row()).status != "running":
+                await fleet.wait_changed()
         assert site.world.calls("power_off") == []
     assert site.world.running() == ["one"]
 
@@ -249,6 +262,7 @@ async def test_one_failed_power_off_is_tried_again_at_once(site) -> None:
 
 
 async def test_a_power_off_that_hangs_ends_in_quarantine(site) -> None:
+    site.deadlines = replace(site.deadlines, power_off=0.02)
     async with site.fleet() as fleet:
         lease = await site.lease(fleet)
         await lease.restore_and_start()
@@ -298,15 +312,20 @@ async def test_a_cancelled_lease_leaves_the_task_in_the_queue(site, monkeypatch)
         assert "one-name" in names(fleet)
 
 
-async def test_a_full_disk_keeps_the_machine_out_until_it_can_be_written(site, until) -> None:
+async def test_a_full_disk_keeps_the_machine_out_until_it_can_be_written(
+    site, until, monkeypatch
+) -> None:
+    async def no_room(_operation: object) -> None:
+        raise Unavailable("The disk that holds the database is full")
+
     async with site.fleet() as fleet:
         lease = await site.lease(fleet)
         await lease.restore_and_start()
-        site.store.machines.broken = True
-        await fleet.release(lease)
-        assert site.world.running() == []
-        assert names(fleet) == ["two-name"]
-        site.store.machines.broken = False
+        with monkeypatch.context() as full:
+            full.setattr(site.store.database, "write", no_room)
+            await fleet.release(lease)
+            assert site.world.running() == []
+            assert names(fleet) == ["two-name"]
         await until(fleet, lambda: "one-name" in names(fleet))
         assert not (await site.row()).locked
 
@@ -419,7 +438,8 @@ async def test_faults_that_no_retry_mends_are_all_said_at_once(site) -> None:
 
 async def test_the_hypervisor_goes_away_and_comes_back(site, until) -> None:
     async with site.fleet() as fleet:
-        await until(fleet, lambda: fleet.free()[0].status == "poweroff")
+        assert [machine.status for machine in fleet.free()] == ["poweroff", "poweroff"]
+        await until(fleet, lambda: site.world.watched == 1)
         await site.world.down("libvirtd was killed")
         await until(fleet, lambda: fleet.free() == [])
         assert [m.status for m in await fleet.machines()] == ["unreachable", "unreachable"]
@@ -454,6 +474,7 @@ async def test_without_events_a_dead_hypervisor_costs_no_task(site, until) -> No
 
 async def test_without_events_the_state_is_asked_for_and_written(site) -> None:
     site.capabilities = UNWATCHED
+    site.deadlines = replace(site.deadlines, state=0.1)
     async with site.fleet() as fleet:
         assert [m.status for m in await fleet.machines()] == ["poweroff", "poweroff"]
         await site.world.start_by_hand("one")
@@ -471,7 +492,7 @@ async def test_the_state_is_asked_for_once_a_second_at_most(site) -> None:
         assert len(site.world.calls("state", "one")) == 1
 
 
-# -- a machine that stops by itself -----------------------------------------------------------------
+# -- a machine that stops by itself ---------------------------------------------------------------
 
 
 async def stops(lease: Lease, act: Callable[[], Awaitable[None]]) -> tuple[str, str]:
@@ -491,6 +512,8 @@ async def test_a_machine_that_dies_is_noticed(site, capabilities: Capability) ->
         await site.world.start_by_hand("one")  # events of an earlier run come late
         await lease.restore_and_start()
         assert await stops(lease, lambda: site.world.kill("one")) == ("one", "aborted")
+        await fleet.release(lease)
+        assert site.world.history("one")[-2:] == [MachineState.ABORTED, POWEROFF]
 
 
 async def test_a_hypervisor_that_goes_away_is_noticed(site) -> None:
@@ -523,11 +546,11 @@ async def test_what_the_lease_does_itself_is_no_stop(site, tmp_path: Path, until
 
 async def crash(site) -> int:
     """A fleet's process dies while a machine runs; the task's id."""
-    async with site.fleet() as fleet:
-        lease = await site.lease(fleet)
-    site.store.machines.edit("one-name", locked=True, task_id=lease.task.id)
+    async with site.fleet():
+        [task_id] = await site.store.tasks.submit([NewTask(category="url", target="x")])
+    assert await site.store.tasks.claim(await site.row()) is not None
     await site.world.start_by_hand("one")
-    return lease.task.id
+    return task_id
 
 
 async def test_what_a_dead_process_left_is_powered_off_and_unlocked(site) -> None:
@@ -592,7 +615,6 @@ async def test_what_a_plugin_must_not_raise_is_contained(site) -> None:
 async def test_an_unreachable_hypervisor_during_a_start_is_said(site) -> None:
     gate = asyncio.Event()
     site.world.behave("restore_and_start", Slow(until=gate))
-    site.deadlines = replace(site.deadlines, start=5)
     async with site.fleet() as fleet:
         lease = await site.lease(fleet)
         starting = asyncio.create_task(lease.restore_and_start())

@@ -62,26 +62,34 @@ def test_an_installed_plugin_is_found(install) -> None:
         ("machinery_bad_empty", "", "it has no hook cuckoo_register_machinery()"),
         (
             "machinery_bad_typo",
-            "from cuckoo_api.machinery import hookimpl\n"
-            "@hookimpl\ndef cuckoo_register_machinary(): ...\n",
+            (
+                "from cuckoo_api.machinery import hookimpl\n"
+                "@hookimpl\ndef cuckoo_register_machinary(): ...\n"
+            ),
             "cuckoo_register_machinary",
         ),
         (
             "machinery_bad_arguments",
-            "from cuckoo_api.machinery import hookimpl\n"
-            "@hookimpl\ndef cuckoo_register_machinery(settings): ...\n",
+            (
+                "from cuckoo_api.machinery import hookimpl\n"
+                "@hookimpl\ndef cuckoo_register_machinery(settings): ...\n"
+            ),
             "settings",
         ),
         (
             "machinery_bad_raise",
-            "from cuckoo_api.machinery import hookimpl\n"
-            "@hookimpl\ndef cuckoo_register_machinery(): raise RuntimeError('no licence')\n",
+            (
+                "from cuckoo_api.machinery import hookimpl\n"
+                "@hookimpl\ndef cuckoo_register_machinery(): raise RuntimeError('no licence')\n"
+            ),
             "RuntimeError: no licence",
         ),
         (
             "machinery_bad_answer",
-            "from cuckoo_api.machinery import hookimpl\n"
-            "@hookimpl\ndef cuckoo_register_machinery(): return 'acme'\n",
+            (
+                "from cuckoo_api.machinery import hookimpl\n"
+                "@hookimpl\ndef cuckoo_register_machinery(): return 'acme'\n"
+            ),
             "returned str, not MachineryPlugin",
         ),
         (

@@ -64,7 +64,7 @@ class Host:
         async with self.client.get(path) as response:
             return await response.json()
 
-    async def post(self, path: str, **form: object) -> dict[str, object]:
+    async def post(self, path: str, /, **form: object) -> dict[str, object]:
         async with self.client.post(path, data=form) as response:
             return await response.json()
 

@@ -1,0 +1,168 @@
+"""Guests on a bridge of ours: taps that vanish with their QEMU, and a firewall that shuts all.
+
+A guest reaches the listed services on the bridge's address and nothing else: not the host's other
+ports, not another guest, not the network beyond. Every name here is derived from the bridge's,
+so what an earlier process left behind is found and removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import struct
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+
+from cuckoo_api.machinery import BackendUnavailable, BadConfig, GuestAddress, Service
+from cuckoo_machinery_qemu.spec import MachineSpec
+
+AGENT_PORT = 8000
+_TUNSETIFF = 0x400454CA
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+
+
+def firewall(bridge: str, machines: Iterable[MachineSpec], services: Iterable[Service]) -> str:
+    """The nftables rules, as text for ``nft -f``; they replace an older table of the same name."""
+    lines = []
+    for service in services:
+        rule = f"ip daddr @hosts {service.protocol} dport {service.port} accept"
+        lines.append(rule)
+    machines = list(machines)
+    gateways = ", ".join(sorted({m.gateway for m in machines}))
+    allowed = "\n        ".join(lines)
+    own = "\n        ".join(
+        f'iifname "{m.tap}" ether saddr != {m.mac} drop\n'
+        f'        iifname "{m.tap}" ether type arp arp saddr ip != {m.ip} drop\n'
+        f'        iifname "{m.tap}" ether type ip ip saddr != {m.ip} drop'
+        for m in machines
+    )
+    return f"""\
+table inet cuckoo_{bridge}
+delete table inet cuckoo_{bridge}
+table inet cuckoo_{bridge} {{
+    set hosts {{ type ipv4_addr; elements = {{ {gateways} }} }}
+    chain guests {{
+        ct state established,related accept
+        {allowed}
+        drop
+    }}
+    chain input {{
+        type filter hook input priority -10; policy accept;
+        iifname "{bridge}" jump guests
+    }}
+    chain forward {{
+        type filter hook forward priority -10; policy accept;
+        iifname "{bridge}" drop
+        oifname "{bridge}" drop
+    }}
+}}
+table bridge cuckoo_{bridge}
+delete table bridge cuckoo_{bridge}
+table bridge cuckoo_{bridge} {{
+    chain prerouting {{
+        type filter hook prerouting priority -300; policy accept;
+        {own}
+        iifname "ck*" ether type != {{ ip, arp }} drop
+    }}
+}}
+"""
+
+
+class BridgeNetwork:
+    """The bridge, its firewall and its taps. Needs root."""
+
+    kind = "bridge"
+
+    def __init__(
+        self, bridge: str, machines: Sequence[MachineSpec], services: Sequence[Service]
+    ) -> None:
+        if not bridge.isascii() or not 0 < len(bridge) <= 15 or not bridge.isalnum():
+            raise BadConfig(
+                f"interface = {bridge!r}; allowed: 1 to 15 letters and digits, such as qemubr"
+            )
+        self._bridge = bridge
+        self._machines = machines
+        self._services = services
+
+    async def open(self) -> None:
+        """Make the bridge and its rules afresh. The rules come first: it never stands open."""
+        await self.close()
+        await _run("nft", "-f", "-", stdin=firewall(self._bridge, self._machines, self._services))
+        try:
+            await _run("ip", "link", "add", self._bridge, "type", "bridge")
+            # before it is up: a guest is never to see an address by which it could reach the host
+            Path(f"/proc/sys/net/ipv6/conf/{self._bridge}/disable_ipv6").write_text("1")
+            for gateway in sorted({m.gateway for m in self._machines}):
+                await _run("ip", "address", "add", f"{gateway}/24", "dev", self._bridge)
+            await _run("ip", "link", "set", self._bridge, "up")
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Remove the bridge and the rules, whoever made them. Raises nothing."""
+        for command in (
+            ("ip", "link", "delete", self._bridge, "type", "bridge"),
+            ("nft", "delete", "table", "inet", f"cuckoo_{self._bridge}"),
+            ("nft", "delete", "table", "bridge", f"cuckoo_{self._bridge}"),
+        ):
+            with contextlib.suppress(BackendUnavailable):
+                await _run(*command)
+
+    def guest_addresses(self, spec: MachineSpec) -> tuple[str, str]:
+        """The guest's own address and its gateway's."""
+        return spec.ip, spec.gateway
+
+    def address(self, spec: MachineSpec, port: int) -> GuestAddress:
+        """The guest is at its own address."""
+        return GuestAddress(f"{spec.ip}:{AGENT_PORT}", spec.gateway, port)
+
+    @contextlib.asynccontextmanager
+    async def connect(self, spec: MachineSpec) -> AsyncIterator[tuple[str, list[int]]]:
+        """QEMU's ``-netdev`` and the tap's descriptor, which QEMU inherits and we then close."""
+        tap = _open_tap(spec)
+        try:
+            await _run(
+                "ip", "-batch", "-",
+                stdin=f"link set dev {spec.tap} master {self._bridge}\n"
+                f"link set dev {spec.tap} type bridge_slave isolated on\n"
+                f"link set dev {spec.tap} up\n",
+            )  # fmt: skip
+            yield f"tap,id=net0,fd={tap},vhost=off", [tap]
+        finally:
+            os.close(tap)
+
+
+def _open_tap(spec: MachineSpec) -> int:
+    """A tap that goes when its last descriptor is closed. Raises BackendUnavailable."""
+    tap = -1
+    try:
+        tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+        fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", spec.tap.encode(), flags))
+    except OSError as exc:
+        if tap >= 0:
+            os.close(tap)
+        raise BackendUnavailable(f"{spec.label}: no tap {spec.tap}: {exc}") from exc
+    return tap
+
+
+async def _run(*command: str, stdin: str = "") -> None:
+    """Run one of the network programs. Raises BackendUnavailable with its own words."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except FileNotFoundError as exc:
+        raise BadConfig(
+            f"{command[0]} is not installed (apt-get install iproute2 nftables)"
+        ) from exc
+    _, errors = await process.communicate(stdin.encode())
+    if process.returncode:
+        text = " ".join(errors.decode(errors="replace").split())
+        raise BackendUnavailable(f"{' '.join(command)}: {text}")

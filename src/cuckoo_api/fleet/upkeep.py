@@ -1,0 +1,147 @@
+"""What is known of each machine, and the mending of those that failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+import structlog
+
+from cuckoo_api.fleet.deadlines import Deadlines, backoff
+from cuckoo_api.fleet.slots import Slot
+from cuckoo_api.machinery import MachineNotFound, MachineryError, MachineState, StateChange
+from cuckoo_api.store import Store
+
+log = structlog.get_logger()
+
+MAX_REASON = 1000
+"""Characters of a quarantine's reason that are kept."""
+
+
+class Upkeep:
+    """States and quarantines: kept in the slots, written to the store, mended in the background."""
+
+    def __init__(self, store: Store, deadlines: Deadlines) -> None:
+        self.changed = asyncio.Event()
+        """Set whenever a machine may have become free, or its state has changed."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        """What runs in the background, until the fleet closes."""
+        self.closed = False
+        self._store = store
+        self._deadlines = deadlines
+
+    # -- quarantine -----------------------------------------------------------------------------
+
+    async def quarantine(self, slot: Slot, reason: str) -> None:
+        if slot.quarantine is not None:
+            return
+        slot.failures += 1
+        await self.set_quarantine(slot, reason[:MAX_REASON])
+        log.warning("machine.quarantined", machine=slot.machine.name, reason=slot.quarantine)
+        self.mend_later(slot)
+
+    async def set_quarantine(self, slot: Slot, reason: str | None) -> None:
+        slot.quarantine = reason
+        await self.persist(self._store.machines.set_quarantine(slot.machine.name, reason))
+        self.changed.set()
+
+    def mend_later(self, slot: Slot) -> None:
+        busy = slot.mending is not None and not slot.mending.done()
+        if slot.quarantine is not None and not slot.taken and not busy and not self.closed:
+            slot.retry_now.clear()
+            slot.mending = self.spawn(self._keep_mending(slot))
+
+    async def _keep_mending(self, slot: Slot) -> None:
+        while True:
+            pause = backoff(self._deadlines.first_retry, self._deadlines.last_retry, slot.failures)
+            try:
+                async with asyncio.timeout(pause):
+                    await slot.retry_now.wait()
+            except TimeoutError:
+                pass
+            slot.retry_now.clear()
+            trouble = await self.mend(slot)
+            if trouble is None:
+                return
+            log.info("machine.still_quarantined", machine=slot.machine.name, reason=trouble)
+            slot.failures += 1
+
+    async def mend(self, slot: Slot) -> str | None:
+        """Make a machine usable again: known, off where it may run because of us, unlocked."""
+        hypervisor = slot.hypervisor
+        try:
+            self.check_known(slot, await hypervisor.labels())
+            if slot.suspect or slot.stale or slot.zombie:
+                await hypervisor.ensure_off(slot.label, even_if_off=slot.zombie)
+            else:
+                await hypervisor.state(slot.label)
+        except MachineryError as exc:
+            return str(exc)
+        if not await self.persist(self._store.machines.unlock(slot.machine.name)):
+            return "the database could not be told that it is free"
+        slot.suspect = slot.stale = slot.zombie = False
+        if not slot.watched:
+            slot.asked_at = float("-inf")
+            await self.refresh(slot)
+        await self.set_quarantine(slot, None)
+        log.info("machine.usable", machine=slot.machine.name)
+        return None
+
+    @staticmethod
+    def check_known(slot: Slot, known: Iterable[str]) -> None:
+        if slot.label not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise MachineNotFound(f"{slot.label!r} is not known to the hypervisor; it has: {there}")
+
+    # -- states ---------------------------------------------------------------------------------
+
+    async def heard(self, slot: Slot, change: StateChange) -> None:
+        """Take note of a state, whoever caused it."""
+        before, slot.state = slot.state, change.state
+        slot.asked_at = asyncio.get_running_loop().time()
+        if slot.lease is not None:
+            slot.lease.notice(change)
+        if before is change.state:
+            return
+        if before is MachineState.UNREACHABLE:
+            slot.retry_now.set()
+        await self.persist(
+            self._store.machines.set_status(slot.label, slot.hypervisor.name, change.state)
+        )
+        if change.state is MachineState.RUNNING and slot.zombie and not slot.taken:
+            await self.quarantine(slot, "a start that was given up was carried out after all")
+            slot.retry_now.set()
+        self.changed.set()
+
+    async def refresh(self, slot: Slot) -> None:
+        """Ask the hypervisor, unless it was asked a moment ago."""
+        async with slot.asking:
+            age = asyncio.get_running_loop().time() - slot.asked_at
+            if age <= self._deadlines.fresh or not slot.hypervisor.is_open:
+                return
+            try:
+                change = StateChange(slot.label, await slot.hypervisor.state(slot.label))
+            except MachineryError as exc:
+                change = StateChange(slot.label, MachineState.UNREACHABLE, str(exc))
+            await self.heard(slot, change)
+
+    async def persist(self, write: Coroutine[Any, Any, object]) -> bool:
+        """Write what is known anyway: a full disk must not keep a machine from being freed."""
+        try:
+            await write
+        except Exception:  # the store's errors are its driver's, unknown here
+            log.exception("fleet.not_written")
+            return False
+        return True
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("fleet.task_failed", exc_info=error)
