@@ -29,6 +29,9 @@ from cuckoo_api.store import Store
 
 log = structlog.get_logger()
 
+LAST_WORDS = 5.0
+"""Seconds that a guest which said it is done gets to deliver what it sent."""
+
 
 class InfrastructureFault(Exception):
     """The machine, not the sample, failed: another one should try."""
@@ -127,7 +130,9 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
             client, lease, session, seconds + settings.timeouts.critical
         )
         log.info("analysis.ended", task_id=task.id, ending=ending.value, reason=reason)
-        if ending is not Ending.COMPLETE:
+        if ending is Ending.COMPLETE:
+            await session.wait_idle(LAST_WORDS)  # what the guest sent may still be on its way
+        else:
             errors.append(reason)
         if task.memory or settings.cuckoo.memory_dump:
             errors += await _dump_memory(lease, folder)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -67,19 +67,39 @@ class AnalysisService:
         """Take an upload: bytes are hashed on their way to disk, up to the configured size."""
         return self._artefacts.receive(max_size=self._settings.api.max_upload_size)
 
-    async def submit_file(self, sample: NewSample, name: str, fields: Mapping[str, str]) -> int:
-        """Make a task of a received file; its id, once sample and task are durable.
+    async def submit_files(
+        self, uploads: Sequence[tuple[str, Upload]], fields: Mapping[str, str]
+    ) -> list[int]:
+        """Make a task of each upload, with its client's name; ids once all is durable.
 
         Raises BadInput for a field that does not parse, a machine that is not there, or, with
-        ``unique``, a file that was submitted before.
+        ``unique``, a file that was submitted before. What was refused leaves no file behind.
         """
+        parsed = parse_fields(fields)
+        unique = parse_bool("unique", fields.get("unique", ""))
+        tasks = [NewTask(category="file", target=base_name(name), **parsed) for name, _ in uploads]
+        await self._check(tasks[0])
+        ids: list[int] = []
+        async with self._unique if unique else nullcontext():
+            for task, (_, upload) in zip(tasks, uploads, strict=True):
+                sample = await upload.finish()
+                if unique and await self._store.samples.find("sha256", sample.sha256):
+                    raise BadInput("This file has already been submitted")
+                ids += await self._store.tasks.submit([task], sample)
+        self._on_submitted()
+        return ids
+
+    async def submit_file(self, sample: NewSample, name: str, fields: Mapping[str, str]) -> int:
+        """Make a task of a received file; its id, once sample and task are durable."""
         task = NewTask(category="file", target=base_name(name), **parse_fields(fields))
-        if not parse_bool("unique", fields.get("unique", "")):
-            return await self._submit(task, sample)
-        async with self._unique:
-            if await self._store.samples.find("sha256", sample.sha256) is not None:
+        unique = parse_bool("unique", fields.get("unique", ""))
+        await self._check(task)
+        async with self._unique if unique else nullcontext():
+            if unique and await self._store.samples.find("sha256", sample.sha256):
                 raise BadInput("This file has already been submitted")
-            return await self._submit(task, sample)
+            [task_id] = await self._store.tasks.submit([task], sample)
+        self._on_submitted()
+        return task_id
 
     async def submit_url(self, url: str, fields: Mapping[str, str]) -> int:
         """Make a task of a URL; its id, once the task is durable."""
@@ -88,17 +108,19 @@ class AnalysisService:
             raise BadInput(
                 f"url: expected an address of 1 to {MAX_URL} characters without control characters"
             )
-        return await self._submit(NewTask(category="url", target=url, **parse_fields(fields)))
+        task = NewTask(category="url", target=url, **parse_fields(fields))
+        await self._check(task)
+        [task_id] = await self._store.tasks.submit([task])
+        self._on_submitted()
+        return task_id
 
-    async def _submit(self, task: NewTask, sample: NewSample | None = None) -> int:
+    async def _check(self, task: NewTask) -> None:
+        """Refuse what this server can never do."""
         check_route(task, self._settings.routing.offered)
         if (task.machine or task.platform or task.tags) and (
             not self._settings.cuckoo.wait_for_machines
         ):
             check_machines(task, await self._store.machines.list())
-        [task_id] = await self._store.tasks.submit([task], sample)
-        self._on_submitted()
-        return task_id
 
     # -- tasks ----------------------------------------------------------------------------------
 
@@ -170,8 +192,12 @@ class AnalysisService:
         machines = await self._store.machines.list()
         if self._fleet is not None and not machines:
             found.append("machines: none is configured; run 'cuckoo guest build'")
-        if machines and all(m.quarantine is not None for m in machines):
-            found.extend(f"machine {m.name}: {m.quarantine}" for m in machines)
+        reasons = {
+            m.name: m.quarantine or ("unreachable" if m.status == "unreachable" else "")
+            for m in machines
+        }
+        if machines and all(reasons.values()):
+            found.extend(f"machine {name}: {reason}" for name, reason in reasons.items())
         return found
 
 
