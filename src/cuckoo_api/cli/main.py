@@ -1,0 +1,233 @@
+"""The command line. Each command's own imports wait until it is chosen: --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cuckoo_api import __version__
+
+EPILOG = """\
+Without a command the server starts, as with 'api'.
+
+A first analysis:
+  cuckoo init                       make the working directory, ~/.cuckoo
+  cuckoo guest build                build a small Linux guest and its snapshot
+  cuckoo api                        start the server on 127.0.0.1:8090
+  cuckoo submit --wait sample.sh    in another terminal
+"""
+SUBMIT_EPILOG = """\
+examples:
+  cuckoo submit sample.exe --platform windows --timeout 60
+  cuckoo submit http://example.com/ --wait
+  cuckoo submit a.sh b.sh --options arguments=-v,user=nobody
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="cuckoo",
+        description="A malware sandbox server with Cuckoo Sandbox 2.0's REST API.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cuckoo-api-server {__version__}")
+    parser.add_argument(
+        "--cwd",
+        metavar="DIR",
+        help="the working directory (default: $CUCKOO_CWD, else ~/.cuckoo)",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    commands.add_parser(
+        "init",
+        help="make or complete the working directory",
+        description="Write conf/, storage/ and a random API token; files that are there stay.",
+    )
+
+    api = commands.add_parser(
+        "api",
+        help="start the server",
+        description="Serve the REST API and run analyses, until stopped by a signal.",
+    )
+    _add_api_arguments(api)
+
+    submit = commands.add_parser(
+        "submit",
+        help="submit files or URLs to the running server",
+        description="Submit files or URLs to the server that runs on this working directory.",
+        epilog=SUBMIT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    submit.add_argument("targets", nargs="+", metavar="FILE|URL")
+    for name, kind in (
+        ("package", "how the guest runs it: elf, sh, python, url …"),
+        ("timeout", "seconds that it runs"),
+        ("priority", "1 to 3, higher goes first"),
+        ("options", "key=value,key=value for the analyzer"),
+        ("machine", "run on this machine, by name or label"),
+        ("platform", "linux, windows …"),
+        ("tags", "the machine must have all of these, comma-separated"),
+        ("custom", "any text, kept with the task"),
+        ("owner", "who asks"),
+        ("clock", "the guest's time, month-day-year hour:minute:second"),
+    ):
+        submit.add_argument(f"--{name}", help=kind)
+    submit.add_argument(
+        "--memory", action="store_true", help="dump the machine's memory at the end"
+    )
+    submit.add_argument(
+        "--enforce-timeout", action="store_true", help="run the whole time, also when all is quiet"
+    )
+    submit.add_argument("--unique", action="store_true", help="refuse a file submitted before")
+    submit.add_argument("--wait", action="store_true", help="follow the task and show its summary")
+    _add_client_arguments(submit)
+
+    machines = commands.add_parser(
+        "machines",
+        help="show the machines and what they do now",
+        description="Ask the running server for its machines.",
+    )
+    _add_client_arguments(machines)
+
+    guest = commands.add_parser("guest", help="build and prove the embedded Linux guest")
+    guests = guest.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = guests.add_parser(
+        "build",
+        help="build the guest and take the machines' live snapshots",
+        description="Build a small Linux guest from Debian packages (once; it is kept under "
+        "guests/ in the working directory), configure machines for it in conf/qemu.conf where "
+        "none is, boot each and take its live snapshot. The server must not be running.",
+    )
+    build.add_argument(
+        "--machines", type=int, default=1, metavar="N", help="how many to configure (default: 1)"
+    )
+    build.add_argument("--force", action="store_true", help="take the snapshots anew")
+    check = guests.add_parser(
+        "check",
+        help="revert, reach and stop machines, and time each step",
+        description="Prove each machine: its snapshot is restored, the agent answers, the power "
+        "goes off. The server must not be running.",
+    )
+    check.add_argument("names", nargs="*", metavar="NAME", help="only these (default: all)")
+
+    demo = commands.add_parser(
+        "demo",
+        help="everything at once: guest, server, one analysis, its summary",
+        description="Make a working directory with a guest, start a server on a free port of "
+        "this machine, run one sample through a real virtual machine, show what it did, stop.",
+    )
+    demo.add_argument("sample", nargs="?", help="the file to run (default: a harmless sample)")
+    demo.add_argument("--timeout", type=int, default=30, help="seconds it may run (default: 30)")
+    return parser
+
+
+def _add_api_arguments(api: argparse.ArgumentParser) -> None:
+    api.add_argument("-H", "--host", help="listen on this address (default: 127.0.0.1)")
+    api.add_argument(
+        "-p", "--port", type=int, help="and this port (default: 8090; 0: any free one)"
+    )
+    api.add_argument("--socket", metavar="PATH", help="listen on a unix socket instead")
+    api.add_argument(
+        "--no-engine", action="store_true", help="serve the API alone; run no analyses"
+    )
+    api.add_argument("--debug", action="store_true", help="more log; GET /exit stops the server")
+
+
+def _add_client_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="the server (default: as conf/cuckoo.conf says)")
+    parser.add_argument("--token", help="its token (default: as conf/cuckoo.conf says)")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code: 0, 1 for a failure, 2 for what must be mended first."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    arguments = parser.parse_args(words)
+    if arguments.command is None:
+        arguments = parser.parse_args([*words, "api"])
+    from cuckoo_api.model.errors import ConfigError, CuckooError
+    from cuckoo_api.settings import find_cwd
+
+    cwd = find_cwd(arguments.cwd)
+    try:
+        return _dispatch(arguments, cwd)
+    except ConfigError as exc:
+        for fault in exc.faults:
+            print(f"cuckoo: {fault}", file=sys.stderr)
+        return 2
+    except CuckooError as exc:
+        print(f"cuckoo: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
+    match arguments.command:
+        case "init":
+            return _init(cwd)
+        case "api":
+            return _api(arguments, cwd)
+        case "submit":
+            from cuckoo_api.cli.submit import submit
+
+            return asyncio.run(submit(arguments, cwd))
+        case "machines":
+            from cuckoo_api.cli.submit import show_machines
+
+            return asyncio.run(show_machines(arguments, cwd))
+        case "guest":
+            from cuckoo_api.cli import guest
+
+            set_up_log(logging.WARNING)
+            action = guest.build if arguments.action == "build" else guest.check
+            return asyncio.run(action(arguments, cwd))
+        case _:
+            from cuckoo_api.cli.demo import demo
+
+            set_up_log(logging.ERROR)
+            return asyncio.run(demo(arguments, cwd if arguments.cwd else None))
+
+
+def _init(cwd: Path) -> int:
+    from cuckoo_api.fleet import load_plugins
+    from cuckoo_api.settings import init_cwd
+
+    written = init_cwd(cwd, list(load_plugins().values()))
+    for path in written:
+        print(f"wrote {path}")
+    print(f"{cwd} is ready." if written else f"{cwd} was ready; nothing was changed.")
+    return 0
+
+
+def _api(arguments: argparse.Namespace, cwd: Path) -> int:
+    from cuckoo_api.cli.api import run_server
+
+    set_up_log(logging.DEBUG if arguments.debug else logging.INFO)
+    return run_server(arguments, cwd)
+
+
+def set_up_log(level: int) -> None:
+    """Log to standard error, from ``level`` on."""
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=True),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ
+            ),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

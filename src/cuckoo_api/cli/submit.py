@@ -1,0 +1,152 @@
+"""``cuckoo submit`` and ``cuckoo machines``: clients of the running server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from cuckoo_api.cli.common import Client, connect, console
+from cuckoo_api.cli.summary import print_summary
+from cuckoo_api.model.errors import BadInput
+
+FIELDS = (
+    "package",
+    "timeout",
+    "priority",
+    "options",
+    "machine",
+    "platform",
+    "tags",
+    "custom",
+    "owner",
+    "clock",
+)
+COLUMNS = ("name", "manager", "platform", "status", "task_id", "snapshot", "quarantine")
+FLAGS = ("memory", "enforce_timeout", "unique")
+CHUNK = 256 << 10
+INTERVAL = 0.5
+"""Seconds between two looks at a task: the API has no events yet."""
+
+STEPS = {
+    "pending": "waiting for a free machine",
+    "running": "running in the virtual machine",
+    "completed": "making the report",
+}
+
+
+async def submit(arguments: argparse.Namespace, cwd: Path) -> int:
+    """Submit every target; with ``--wait`` follow them to their reports."""
+    fields = {name: value for name in FIELDS if (value := getattr(arguments, name)) is not None}
+    fields |= {name: "yes" for name in FLAGS if getattr(arguments, name)}
+    async with connect(cwd, arguments.url, arguments.token) as client:
+        ids = [await submit_one(client, target, fields) for target in arguments.targets]
+        if not arguments.wait:
+            if arguments.json:
+                print(json.dumps({"task_ids": ids}))
+                return 0
+            for target, task_id in zip(arguments.targets, ids, strict=True):
+                console.print(f"{target}: task {task_id}", highlight=False, markup=False)
+            return 0
+        failed = 0
+        for task_id in ids:
+            task = await follow(client, task_id, quiet=arguments.json)
+            failed += task["status"] != "reported"
+            await show_result(client, task, as_json=arguments.json)
+        return 1 if failed else 0
+
+
+async def submit_one(client: Client, target: str, fields: dict[str, str]) -> int:
+    """One file or URL; the task's id."""
+    form = aiohttp.FormData()
+    for name, value in fields.items():
+        form.add_field(name, value)
+    path = Path(target)
+    if path.is_file():
+        with _upload_bar() as progress:
+            form.add_field(
+                "file", _read(path, progress), filename=path.name,
+                content_type="application/octet-stream",
+            )  # fmt: skip
+            answer = await client.post("/tasks/create/file", form)
+    elif "://" in target:
+        form.add_field("url", target)
+        answer = await client.post("/tasks/create/url", form)
+    else:
+        raise BadInput(f"{target}: neither a file nor a URL; a URL begins with http://")
+    return int(answer["task_id"])
+
+
+def _upload_bar() -> Progress:
+    return Progress(
+        TextColumn("Uploading {task.description}"), BarColumn(), DownloadColumn(),
+        console=console, transient=True,
+    )  # fmt: skip
+
+
+async def _read(path: Path, progress: Progress) -> AsyncIterator[bytes]:
+    bar = progress.add_task(path.name, total=path.stat().st_size)
+    with path.open("rb") as file:
+        while data := await asyncio.to_thread(file.read, CHUNK):
+            yield data
+            progress.advance(bar, len(data))
+
+
+async def follow(client: Client, task_id: int, *, quiet: bool = False) -> dict[str, Any]:
+    """Tell what is happening until the task has come to an end; the task then."""
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.elapsed:.0f} s"),
+        console=console, transient=True, disable=quiet,
+    ) as progress:  # fmt: skip
+        line = progress.add_task(f"Task {task_id}")
+        while True:
+            task: dict[str, Any] = (await client.get(f"/tasks/view/{task_id}"))["task"]
+            step = STEPS.get(task["status"])
+            if step is None:
+                return task
+            progress.update(line, description=f"Task {task_id}: {step}")
+            await asyncio.sleep(INTERVAL)
+
+
+async def show_result(client: Client, task: dict[str, Any], *, as_json: bool) -> None:
+    """The summary of a reported task, or why there is none."""
+    if task["status"] != "reported":
+        if as_json:
+            print(json.dumps(task))
+            return
+        console.print(f"[red]Task {task['id']}: {task['status']}[/]")
+        for error in task["errors"]:
+            console.print(Text(f"  {error}"))
+        return
+    report = await client.get(f"/tasks/report/{task['id']}")
+    if as_json:
+        print(json.dumps(report))
+        return
+    print_summary(console, report)
+    console.print(f"\nAll of it: {client.url}/tasks/report/{task['id']}", highlight=False)
+
+
+async def show_machines(arguments: argparse.Namespace, cwd: Path) -> int:
+    """A table of the machines as they are now."""
+    async with connect(cwd, arguments.url, arguments.token) as client:
+        machines = (await client.get("/machines/list"))["machines"]
+    if arguments.json:
+        print(json.dumps(machines))
+        return 0
+    if not machines:
+        console.print("No machine is configured; 'cuckoo guest build' makes one.")
+        return 0
+    table = Table("name", "backend", "platform", "state", "task", "snapshot", "trouble")
+    for machine in machines:
+        cells = (machine[key] for key in COLUMNS)
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in cells))
+    console.print(table)
+    return 0
