@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import now_text
-from cuckoo_api.store.database import Database, Row, Statement, Transaction, compiled
+from cuckoo_api.store.connection import Database, Row, Statement, Transaction, compiled
 from cuckoo_api.store.schema import machines
 
 _FIELDS = Machine.__struct_fields__

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from cuckoo_api.model.sample import NewSample, Sample
-from cuckoo_api.store.database import Database, Statement, Transaction, compiled
+from cuckoo_api.store.connection import Database, Statement, Transaction, compiled
 from cuckoo_api.store.schema import samples, tasks
 
 SampleKey = Literal["id", "md5", "sha1", "sha256"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration."""
 
 metadata = sa.MetaData()
@@ -52,18 +52,22 @@ tasks = sa.Table(
     sa.Column("started_on", sa.String(19)),
     sa.Column("completed_on", sa.String(19)),
     sa.Column("duration", sa.BigInteger, nullable=False, server_default="-1"),
-    sa.Column("sample_id", sa.Integer, sa.ForeignKey("samples.id"), index=True),
+    sa.Column("sample_id", sa.Integer, sa.ForeignKey("samples.id")),
     sa.Column("submit_id", sa.Integer),
     sa.Column("route", sa.Text),
     sa.Column("processing", sa.Text),
     sa.Column("guest", sa.Text, nullable=False, server_default="{}"),
     sa.Column("errors", sa.Text, nullable=False, server_default="[]"),
+    sa.Column("demand", sa.Text, nullable=False, server_default=""),
     # a deleted task's id is never given to another one: clients keep ids
     sqlite_autoincrement=True,
 )
-sa.Index("tasks_queue", tasks.c.status, tasks.c.priority.desc(), tasks.c.id)
+# the queue, by what its tasks ask of a machine
+sa.Index("tasks_queue", tasks.c.status, tasks.c.demand, tasks.c.priority.desc(), tasks.c.id)
+# lists are in this order, whatever they are filtered by
 sa.Index("tasks_listed", tasks.c.completed_on, tasks.c.id)
-sa.Index("tasks_owner", tasks.c.owner)
+for _name in ("status", "owner", "sample_id"):
+    sa.Index(f"tasks_{_name}", tasks.c[_name], tasks.c.completed_on, tasks.c.id)
 
 task_tags = sa.Table(
     "task_tags",

@@ -1,0 +1,70 @@
+"""The queue: which pending task a machine gets.
+
+What a task asks of a machine (a name or label, a platform, tags) is one column, ``demand``, and
+the queue's index begins with it. Tasks are many and demands are few: the best task for a machine
+is looked up demand by demand, and a hundred thousand tasks that this machine cannot serve cost
+no more than one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import msgspec
+import sqlalchemy as sa
+
+from cuckoo_api.model.machine import Machine
+from cuckoo_api.model.task import NewTask
+from cuckoo_api.store.connection import Row, compiled
+from cuckoo_api.store.schema import tasks
+
+_demand = msgspec.json.Decoder(tuple[str, str, list[str]])
+_pending = tasks.c.status == "pending"
+
+
+def demand(task: NewTask) -> str:
+    """What the task asks of a machine, the same text for the same demand."""
+    return json.dumps([task.machine, task.platform, sorted(set(task.tags))], ensure_ascii=False)
+
+
+def _smallest(*where: sa.ColumnElement[bool]) -> sa.ScalarSelect[str]:
+    found = sa.select(tasks.c.demand).where(_pending, *where)
+    return found.order_by(tasks.c.demand).limit(1).scalar_subquery()
+
+
+def _best_of_each() -> sa.Select[tuple[str, int, int]]:
+    kinds = sa.select(_smallest().label("demand")).cte("kinds", recursive=True)
+    following = _smallest(tasks.c.demand > kinds.c.demand)
+    kinds = kinds.union_all(sa.select(following).where(kinds.c.demand.is_not(None)))
+    first = (
+        sa.select(tasks.c.id)
+        .where(_pending, tasks.c.demand == kinds.c.demand)
+        .order_by(tasks.c.priority.desc(), tasks.c.id)
+        .limit(1)
+        .correlate(kinds)
+        .scalar_subquery()
+    )
+    best = tasks.alias("best")
+    return sa.select(kinds.c.demand, best.c.priority, best.c.id).join_from(
+        kinds, best, best.c.id == first
+    )
+
+
+BEST_OF_EACH = compiled(_best_of_each())
+"""For every demand in the queue: its text, and its best task's priority and id."""
+
+
+def best_for(machine: Machine, found: Iterable[Row]) -> int | None:
+    """The id of the best task for the machine among rows of BEST_OF_EACH."""
+    fitting = [(-priority, task_id) for text, priority, task_id in found if _fits(text, machine)]
+    return min(fitting)[1] if fitting else None
+
+
+def _fits(text: str, machine: Machine) -> bool:
+    name, platform, tags = _demand.decode(text)
+    return (
+        name in ("", machine.name, machine.label)
+        and platform in ("", machine.platform)
+        and set(tags) <= set(machine.tags)
+    )
