@@ -8,8 +8,9 @@ import re
 import shutil
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
-from cuckoo_api.artefacts.write import disk_errors, write_whole
+from cuckoo_api.artefacts.write import disk_errors, sync_folder, write_whole
 from cuckoo_api.model.errors import NotFound
 
 SUBFOLDERS = (
@@ -23,7 +24,8 @@ SUBFOLDERS = (
     "reports",
     "shots",
 )
-_SHOT = re.compile(r"[0-9]{1,8}")
+_NUMBER = re.compile(r"[0-9]{1,8}")
+_SHOT = re.compile(r"[0-9]{4,8}\.jpg")
 
 
 class AnalysisFolder:
@@ -36,13 +38,16 @@ class AnalysisFolder:
     async def create(self, task_json: bytes, sha256: str = "") -> None:
         """Make the folder afresh; what an earlier attempt left goes.
 
-        ``sha256`` names the sample that the link ``binary`` leads to.
+        ``sha256`` names the sample that the link ``binary`` leads to. Raises Unavailable on a
+        full disk.
         """
         await asyncio.to_thread(self._create, task_json, sha256)
 
     def _create(self, task_json: bytes, sha256: str) -> None:
         with disk_errors("the analysis folder"):
-            if self.path.exists():
+            if self.path.is_symlink():
+                self.path.unlink()
+            elif self.path.exists():
                 shutil.rmtree(self.path)
             self.path.mkdir(mode=0o750, parents=True)
             for name in SUBFOLDERS:
@@ -51,50 +56,77 @@ class AnalysisFolder:
                 target = os.path.relpath(self._binaries / sha256, self.path)
                 (self.path / "binary").symlink_to(target)
             write_whole(self.path / "task.json", task_json)
+            sync_folder(self.path.parent)
 
     @property
     def pcap(self) -> Path:
-        """Where the capture goes, whether it is there or not."""
+        """Where the capture goes, whether it is there or not. To serve it, ask :meth:`file`."""
         return self.path / "dump.pcap"
 
     def report(self, form: str) -> Path:
-        """The finished report; NotFound."""
+        """The finished report, ``json`` or ``html``; NotFound."""
         return self.file(f"reports/report.{form}", "Report not found")
 
     def screenshots(self) -> list[Path]:
-        """The pictures in the order they were taken."""
-        shots = self.path / "shots"
+        """The pictures in the order they were taken; other names than ``NNNN.jpg`` are left out."""
         try:
-            names = sorted(
-                entry.name
-                for entry in os.scandir(shots)
-                if entry.name.endswith(".jpg") and entry.is_file(follow_symlinks=False)
-            )
-        except (FileNotFoundError, NotADirectoryError):
+            handle = self._folder_handle("shots")
+        except (OSError, ValueError):
             return []
-        return [shots / name for name in names]
+        try:
+            with os.scandir(handle) as entries:
+                names = [
+                    entry.name
+                    for entry in entries
+                    if _SHOT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+                ]
+        finally:
+            os.close(handle)
+        return [self.path / "shots" / name for name in sorted(names, key=lambda n: int(n[:-4]))]
 
     def screenshot(self, number: str) -> Path:
         """One picture; ``1``, ``01`` and ``0001`` name the same. NotFound."""
         missing = "Screenshot not found!"
-        if not _SHOT.fullmatch(number):
+        if not _NUMBER.fullmatch(number):
             raise NotFound(missing)
         return self.file(f"shots/{int(number):04}.jpg", missing)
 
     def file(self, name: str, missing: str = "File not found") -> Path:
         """A regular file of the analysis by its relative path; NotFound with ``missing``.
 
-        No link is followed, in any part of the path: a guest may have wished for one.
+        No link is followed, in any part of the path below the folder: a guest may have wished
+        for one.
         """
-        path = self.path
-        for part in Path(name).parts:
-            path = path / part
-            try:
-                mode = path.lstat().st_mode
-            except (OSError, ValueError):
-                raise NotFound(missing) from None
-            if part in ("..", "/") or stat.S_ISLNK(mode):
-                raise NotFound(missing)
-        if not stat.S_ISREG(mode):
+        self.open(name, missing).close()
+        return self.path / name
+
+    def open(self, name: str, missing: str = "File not found") -> BinaryIO:
+        """The same, open for reading: what was checked is what is read."""
+        parts = name.split("/")
+        if any(part in ("", ".", "..") for part in parts):
             raise NotFound(missing)
-        return path
+        try:
+            folder = self._folder_handle(*parts[:-1])
+            try:
+                # not to wait for a writer, where it is a FIFO
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                handle = os.open(parts[-1], flags, dir_fd=folder)
+            finally:
+                os.close(folder)
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                return os.fdopen(handle, "rb")
+            os.close(handle)
+        except (OSError, ValueError):  # the answer is below, for this and for all else
+            pass
+        raise NotFound(missing)
+
+    def _folder_handle(self, *parts: str) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        handle = os.open(self.path, flags)
+        for part in parts:
+            try:
+                inner = os.open(part, flags | os.O_NOFOLLOW, dir_fd=handle)
+            finally:
+                os.close(handle)
+            handle = inner
+        return handle

@@ -33,6 +33,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def write_all(handle: int, data: bytes) -> None:
+    """Write every byte; a regular file may take fewer at a time when the disk gets full."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write beside, sync, rename. Blocks; for a worker thread."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import ssdeep
 
-from cuckoo_api.artefacts import Artefacts, local, write_atomic
+from cuckoo_api.artefacts import Artefacts, write_atomic
 from cuckoo_api.model.errors import NotFound, TooLarge, Unavailable
 
 
@@ -93,16 +93,18 @@ async def test_a_client_that_hangs_up_leaves_nothing(artefacts: Artefacts, tmp_p
     assert kept(tmp_path) == []
 
 
+@pytest.mark.parametrize("size", [1, 1 << 20])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 async def test_a_full_disk_is_said_and_leaves_nothing(
-    artefacts: Artefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artefacts: Artefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, size: int
 ) -> None:
     def write(handle: int, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(local.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     with pytest.raises(Unavailable, match="disk is full") as caught:
         async with artefacts.receive(max_size=1 << 30) as upload:
-            await upload.write(b"x")
+            await upload.write(b"x" * size)
             await upload.finish()
     assert caught.value.status == 503
     assert kept(tmp_path) == []
@@ -182,7 +184,7 @@ async def test_write_atomic_replaces_or_keeps(
     def fsync(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(local.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(Unavailable):
         await write_atomic(path, b"three")
     assert path.read_bytes() == b"two"
