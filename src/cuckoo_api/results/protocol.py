@@ -9,12 +9,15 @@ MAX_LINE = 4096
 """Bytes of one line, its end included."""
 FOLDERS = frozenset({"files", "shots", "buffer", "extracted", "memory"})
 """Where a guest may put files, as Cuckoo 2 has it."""
-MAX_NAME = 200
+MAX_NAME = 255
+"""Bytes of a file's name, as file systems have it."""
 MAX_PIDS = 64
 
 _TRACE = re.compile(r"[A-Za-z0-9_-]{1,64}\.strace")
 _COMMAND = re.compile(r"([A-Z]{1,16})(?: +([0-9]{1,10}))?")
-_MAX_PID = (1 << 31) - 1
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f:\u2028\u2029]")
+"""Control characters, line ends, and what names a stream on some file systems."""
+_MAX_PID = (1 << 32) - 1
 
 
 class Refused(Exception):
@@ -34,21 +37,13 @@ class FileHeader:
     """Where a file goes in the analysis folder, and where it was in the guest."""
 
     destination: str
-    filepath: str
-    pids: tuple[int, ...]
-
-
-def text_of(line: bytes) -> str:
-    """A line without its end, as text. Raises Refused."""
-    try:
-        return line.rstrip(b"\r\n").decode()
-    except UnicodeDecodeError:
-        raise Refused("a line that is not UTF-8") from None
+    filepath: str | None = None
+    pids: tuple[int, ...] = ()
 
 
 def parse_command(line: bytes) -> Command:
-    """The first line of a connection."""
-    found = _COMMAND.fullmatch(text_of(line))
+    """The first line of a connection. Raises Refused."""
+    found = _COMMAND.fullmatch(_text(line))
     if found is None:
         raise Refused(f"no command: {line[:40]!r}")
     name = found[1]
@@ -67,10 +62,11 @@ def parse_command(line: bytes) -> Command:
 
 
 def parse_destination(line: bytes) -> str:
-    """``folder/name``: one folder of the list, one plain name in it."""
-    text = text_of(line)
+    """``folder/name``: one folder of the list, one plain name in it. Raises Refused."""
+    # Cuckoo 2's analyzer for Windows joins the two as its own system does
+    text = _text(line).replace("\\", "/")
     folder, slash, name = text.partition("/")
-    if not slash or any(c in text for c in "\\:\0") or not text.isprintable():
+    if not slash or _UNFIT.search(text):
         raise Refused(f"not a destination: {text[:80]!r}")
     if folder == "logs":
         # our addition to the protocol: the Linux analyzer's trace, under a name of its own kind
@@ -84,9 +80,29 @@ def parse_destination(line: bytes) -> str:
     return text
 
 
+def parse_filepath(line: bytes) -> str | None:
+    """Where the file was in the guest; None when that is left out.
+
+    Never a path of ours, so any bytes will do: a sample must not be able to hide a file by
+    giving it a name that is not UTF-8.
+    """
+    return _bare(line).decode(errors="backslashreplace") or None
+
+
 def parse_pids(line: bytes) -> tuple[int, ...]:
-    """The ids of the processes that made the file, separated by blanks; none is fine."""
-    words = text_of(line).split()
+    """The ids of the file's processes, separated by blanks; none is fine. Raises Refused."""
+    words = _text(line).split()
     if len(words) > MAX_PIDS or not all(w.isascii() and w.isdigit() and len(w) < 11 for w in words):
         raise Refused("process ids that are not numbers")
     return tuple(int(word) for word in words)
+
+
+def _bare(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _text(line: bytes) -> str:
+    try:
+        return _bare(line).decode()
+    except UnicodeDecodeError:
+        raise Refused("a line that is not UTF-8") from None

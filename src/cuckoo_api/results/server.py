@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import os
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -11,7 +13,8 @@ from pathlib import Path
 import structlog
 
 from cuckoo_api.model.errors import ConfigError
-from cuckoo_api.results.session import BLOCK, ResultSession
+from cuckoo_api.results.connection import Connection
+from cuckoo_api.results.session import ResultSession
 from cuckoo_api.settings import ResultServerSection
 
 log = structlog.get_logger()
@@ -26,17 +29,20 @@ class ResultServer:
 
     def __init__(self, limits: ResultServerSection) -> None:
         self._limits = limits
-        self._sessions: dict[str, ResultSession] = {}
+        self._sessions: set[ResultSession] = set()
+        self._by_address: dict[str, ResultSession] = {}
         self._servers: list[asyncio.Server] = []
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="results")
-        self._strangers = 0
+        self.strangers = 0
+        """Connections from addresses that no analysis is running at; each was closed at once."""
 
     async def open(self, addresses: Iterable[tuple[str, int]]) -> None:
         """Listen. Raises ConfigError when an address cannot be had, and says which."""
         faults: list[str] = []
+        loop = asyncio.get_running_loop()
         for host, port in dict.fromkeys(addresses):
             try:
-                server = await asyncio.start_server(self._accept, host, port, limit=BLOCK)
+                server = await loop.create_server(lambda: Connection(self._accept), host, port)
             except OSError as exc:
                 faults.append(
                     f"conf/cuckoo.conf [resultserver]: cannot listen on {host}:{port}: "
@@ -57,9 +63,9 @@ class ResultServer:
         """Stop listening and end every session."""
         for server in self._servers:
             server.close()
-        for session in list(self._sessions.values()):
-            await session.close()
         self._servers.clear()
+        for session in list(self._sessions):
+            await session.close()
         self._pool.shutdown(wait=False)
 
     @asynccontextmanager
@@ -68,38 +74,64 @@ class ResultServer:
     ) -> AsyncIterator[ResultSession]:
         """Take one guest's results into ``folder`` until left.
 
-        The guest is the one at ``ip``, or whoever connects to ``socket``. Connections that are
-        still open at the end get a moment to deliver what the guest had sent.
+        The guest is the one at ``ip``, or whoever connects to ``socket``. When left, what the
+        guest has sent is still taken, 2 s at most; then its connections are closed. Raises
+        ValueError when the guest is not told, or is another session's.
         """
         session = ResultSession(task_id, folder, self._limits, self._pool)
+        address = _canonical(ip)
         own: asyncio.Server | None = None
         if socket is not None:
-            socket.unlink(missing_ok=True)
-            own = await asyncio.start_unix_server(session.take, socket, limit=BLOCK)
-            # whoever may enter the folder may connect: it is private to the guest's own QEMU
-            socket.chmod(0o666)
-        elif ip in self._sessions:
-            raise ValueError(f"{ip} has a session already")
+            own = await _listen(socket, session)
+        elif not ip or address in self._by_address:
+            raise ValueError(f"{ip} has a session already" if ip else "a guest without an address")
         else:
-            self._sessions[ip] = session
+            self._by_address[address] = session
+        self._sessions.add(session)
         try:
             yield session
         finally:
-            if own is not None and socket is not None:
-                own.close()
-                socket.unlink(missing_ok=True)
-            else:
-                del self._sessions[ip]
-            await session.wait_idle(LAST_WORDS)
-            await session.close()
+            try:
+                await session.drain(LAST_WORDS)  # the door is open: connections may be on their way
+            finally:
+                if own is not None and socket is not None:
+                    own.close()
+                    socket.unlink(missing_ok=True)
+                else:
+                    del self._by_address[address]
+                await session.close()
+                self._sessions.discard(session)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = writer.get_extra_info("peername")
-        session = self._sessions.get(peer[0]) if peer else None
+    def _accept(self, connection: Connection) -> None:
+        peer = connection.peer
+        session = self._by_address.get(_canonical(peer))
         if session is not None:
-            session.take(reader, writer)
+            session.take(connection)
             return
-        self._strangers += 1
-        if self._strangers & (self._strangers - 1) == 0:  # 1, 2, 4, 8 …: a flood fills no log
-            log.warning("results.stranger", address=peer and peer[0], seen=self._strangers)
-        writer.transport.abort()
+        self.strangers += 1
+        if self.strangers & (self.strangers - 1) == 0:  # 1, 2, 4, 8 …: a flood fills no log
+            log.warning("results.stranger", address=peer, seen=self.strangers)
+        connection.abort()
+
+
+async def _listen(path: Path, session: ResultSession) -> asyncio.Server:
+    """A unix socket for one guest, which belongs to the owner of the folder it is in.
+
+    That is the user that the guest's hypervisor runs as. He may have put a link in our way:
+    the change of owner does not follow it.
+    """
+    path.unlink(missing_ok=True)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_unix_server(lambda: Connection(session.take), path)
+    os.chown(path, path.parent.stat().st_uid, -1, follow_symlinks=False)
+    return server
+
+
+def _canonical(address: str) -> str:
+    """One spelling of an IP address; what is none stays as it is."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return str(mapped or parsed)
