@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import os
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pytest
+from types import ModuleType
 
 from cuckoo_api.guest.analyzer import PAYLOAD
-from cuckoo_api.model.task import Task
 
 
 @dataclass
@@ -65,8 +65,9 @@ class ResultListener:
             self.log_closed.set()
 
 
-@pytest.fixture
-async def results() -> AsyncIterator[ResultListener]:
+@contextlib.asynccontextmanager
+async def listening() -> AsyncIterator[ResultListener]:
+    """A listener on a free port."""
     listener = ResultListener()
     server = await asyncio.start_server(listener.serve, "127.0.0.1", 0)
     listener.port = server.sockets[0].getsockname()[1]
@@ -74,36 +75,36 @@ async def results() -> AsyncIterator[ResultListener]:
         yield listener
 
 
-@contextlib.asynccontextmanager
-async def running_agent(temporary: Path) -> AsyncIterator[str]:
-    """The payload's agent.py on a free port of this host; yields its address."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(PAYLOAD / "agent.py"),
-        "127.0.0.1",
-        "0",
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(temporary), "PYTHONWARNINGS": "error"},
-    )
-    try:
-        assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), 20)
-        assert line.startswith(b"listening on "), line
-        yield line.decode().split()[-1]
-    finally:
-        with contextlib.suppress(ProcessLookupError):
+@contextlib.contextmanager
+def running_agent(temporary: Path, agent: Path = PAYLOAD / "agent.py") -> Iterator[str]:
+    """An agent.py on a free port of this host; yields its address."""
+    environ = {**os.environ, "TMPDIR": str(temporary), "PYTHONWARNINGS": "error"}
+    command = [sys.executable, str(agent), "127.0.0.1", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("listening on "), line
+            yield line.split()[-1]
+        finally:
             process.kill()
-        await process.wait()
 
 
-@pytest.fixture
-async def agent(tmp_path: Path) -> AsyncIterator[str]:
-    temporary = tmp_path / "guest"
-    temporary.mkdir()
-    async with running_agent(temporary) as address:
-        yield address
-
-
-@pytest.fixture
-def task() -> Task:
-    return Task(id=7, category="file", target="/samples/sample.sh", added_on="2024-01-02 03:04:05")
+def payload_module(name: str) -> ModuleType:
+    """A module of the payload, loaded by its path as a guest would."""
+    folder = PAYLOAD if name == "agent" else PAYLOAD / "analyzers/linux"
+    spec = importlib.util.spec_from_file_location(f"payload_{name}", folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+        # the bare names of a guest's modules mean nothing to other tests
+        for loaded in set(sys.modules) - before:
+            if getattr(sys.modules[loaded], "__file__", None) == str(folder / f"{loaded}.py"):
+                del sys.modules[loaded]
+    return module

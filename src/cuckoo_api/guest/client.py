@@ -1,0 +1,349 @@
+"""Speaks to the agent in a guest. Whatever answers there may be in the sample's hands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+import aiohttp
+import msgspec
+import structlog
+
+from cuckoo_api.guest.analyzer import digest_of
+from cuckoo_api.guest.errors import AgentRefused, AgentUnreachable, BadAnswer, GuestError
+from cuckoo_api.guest.job import GuestJob
+from cuckoo_api.guest.multipart import FilePart, Multipart
+
+__all__ = ["AgentInfo", "GuestClient", "GuestError", "GuestJob", "Outcome"]
+
+log = structlog.get_logger()
+
+ANSWER_LIMIT = 1 << 20
+"""Bytes of one answer; more is a BadAnswer."""
+CONNECT_TIMEOUT = 0.25
+"""For one attempt while waiting: a lost SYN is sent again only after a second."""
+REQUEST_TIMEOUT = 30.0
+SLOWEST = 1 << 20
+"""Bytes a second that an upload must reach, on top of REQUEST_TIMEOUT."""
+STATUS_TIMEOUT = 5.0
+STATUS_INTERVAL = 5.0
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 0.25
+LOST_AFTER = 10.0
+"""Seconds without an answer, counted once the results have ended as well."""
+
+State = Literal["complete", "failed", "exception", "timeout", "lost"]
+ENDS: dict[str, State] = {"complete": "complete", "failed": "failed", "exception": "exception"}
+
+
+class InstalledAnalyzer(msgspec.Struct, frozen=True):
+    """An analyzer that the guest's image came with."""
+
+    digest: str
+    folder: str
+
+
+class AgentInfo(msgspec.Struct, frozen=True):
+    """What an agent says of itself. The last two are known by this project's own agent only."""
+
+    message: str = ""
+    version: str = ""
+    features: tuple[str, ...] = ()
+    analyzer: InstalledAnalyzer | None = None
+    temporary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an analysis ended.
+
+    ``complete``, ``failed`` and ``exception`` are the agent's words. ``timeout``: it was still
+    running; ``lost``: nothing answered any more.
+    """
+
+    state: State
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Folders of the guest, in its own notation."""
+
+    analyzer: str
+    temporary: str
+    separator: str
+
+    def path(self, name: str) -> str:
+        """A file in the analyzer's folder."""
+        return f"{self.analyzer}{self.separator}{name}"
+
+
+class _Reply(msgspec.Struct):
+    message: str = ""
+
+
+class _Environ(msgspec.Struct):
+    environ: dict[str, str]
+
+
+class _Folder(msgspec.Struct):
+    dirpath: str
+
+
+class _Status(msgspec.Struct):
+    status: str
+    description: str | None = None
+
+
+class _Executed(msgspec.Struct):
+    stdout: str = ""
+    stderr: str = ""
+
+
+_T = TypeVar("_T")
+
+
+class GuestClient:
+    """The agent at ``host:port`` or ``unix:/path``. Use as an async context manager.
+
+    Every method raises a GuestError when the agent does not do its part.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._session: aiohttp.ClientSession | None = None
+        self._info = AgentInfo()
+
+    async def __aenter__(self) -> Self:
+        if self._address.startswith("unix:"):
+            base = "http://agent"
+            connector: aiohttp.BaseConnector = aiohttp.UnixConnector(self._address[5:], limit=4)
+        else:
+            base = f"http://{self._address}"
+            connector = aiohttp.TCPConnector(limit=4, use_dns_cache=False)
+        self._session = aiohttp.ClientSession(
+            base,
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def wait_ready(self, timeout: float) -> AgentInfo:
+        """Return as soon as the agent answers. Raises AgentUnreachable after ``timeout`` s."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        pause = FIRST_PAUSE
+        last: GuestError | None = None
+        while (left := deadline - loop.time()) > 0:
+            limits = aiohttp.ClientTimeout(total=min(left, 5.0), sock_connect=CONNECT_TIMEOUT)
+            try:
+                self._info = await self._ask("GET", "/", AgentInfo, limits=limits)
+            except GuestError as error:
+                last = error
+            else:
+                return self._info
+            await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
+            pause = min(pause * 2, LONGEST_PAUSE)
+        raise AgentUnreachable(
+            f"The agent at {self._address} did not answer within {timeout:g} s", log=str(last)
+        )
+
+    async def start(self, job: GuestJob) -> None:
+        """Prepare the guest and start the analyzer; wait_ready comes first."""
+        await self._pin()
+        installed = self._info.analyzer
+        if installed and self._info.temporary and installed.digest == digest_of(job.analyzer):
+            # the image came with the very analyzer: nothing to unpack, and it may be waiting
+            places = _Places(installed.folder, self._info.temporary, "/")
+        else:
+            places = await self._upload_analyzer(job.analyzer)
+        await self.store(places.path("analysis.conf"), job.conf().encode())
+        if job.sample is not None:
+            sample = f"{places.temporary}{places.separator}{job.file_name}"
+            await self.store(sample, job.sample)
+        await self._run_analyzer(places)
+
+    async def wait(self, timeout: float, hint: asyncio.Event) -> Outcome:
+        """Wait until the analyzer ended, at most ``timeout`` s.
+
+        ``hint`` says that the results have ended: then the status is asked for at once, and an
+        agent that stays silent is given up early. Otherwise it is asked for every few seconds,
+        and silence is borne: a sample may have cut the network while it is still recorded.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        heard = loop.time()
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                state, description = await self._status(max(0.1, deadline - loop.time()))
+            except GuestError as error:
+                log.debug("guest.status_failed", address=self._address, error=error.log)
+            else:
+                if state in ENDS:
+                    return Outcome(ENDS[state], description)
+                # an agent that was killed comes back, and knows nothing of the analysis
+                if state != "init" or not hint.is_set():
+                    heard = loop.time()
+            now = loop.time()
+            silent = now - heard
+            if now >= deadline or (hint.is_set() and silent > LOST_AFTER):
+                if silent > LOST_AFTER:
+                    return Outcome("lost", f"The agent was silent for {silent:.0f} s")
+                return Outcome("timeout")
+            if hint.is_set():
+                await asyncio.sleep(min(pause, deadline - now))
+                pause = min(pause * 2, 1.0)
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hint.wait(), min(STATUS_INTERVAL, deadline - now))
+
+    async def store(self, filepath: str, content: bytes | Path) -> None:
+        """Write a file in the guest; a Path is streamed."""
+        part = FilePart("file", "sample.bin", content)
+        await self._ask("POST", "/store", _Reply, body=Multipart({"filepath": filepath}, part))
+
+    async def extract(self, dirpath: str, archive: Path) -> None:
+        """Unpack a zip into a folder of the guest."""
+        part = FilePart("zipfile", "analyzer.zip", archive)
+        await self._ask("POST", "/extract", _Reply, body=Multipart({"dirpath": dirpath}, part))
+
+    async def execute(self, command: str) -> tuple[str, str]:
+        """Run a command line in the guest to its end. Returns its standard output and error."""
+        form = {"command": command, "shell": "yes"}
+        done = await self._ask("POST", "/execute", _Executed, form=form)
+        return done.stdout, done.stderr
+
+    async def _upload_analyzer(self, archive: Path) -> _Places:
+        environ = (await self._ask("GET", "/environ", _Environ)).environ
+        root, temporary, separator = _roots(environ)
+        made = await self._ask("POST", "/mkdtemp", _Folder, form={"dirpath": root})
+        await self.extract(made.dirpath, archive)
+        return _Places(made.dirpath, temporary, separator)
+
+    async def _run_analyzer(self, places: _Places) -> None:
+        script = places.path("analyzer.py")
+        form = {"async": "yes", "cwd": places.analyzer}
+        # an agent that does not tell its features is an old one, which knows this
+        if "execpy" in self._info.features or not self._info.features:
+            await self._ask("POST", "/execpy", _Reply, form={**form, "filepath": script})
+            return
+        python = "python" if places.separator == "\\" else "python3"
+        await self._ask("POST", "/execute", _Reply, form={**form, "command": f"{python} {script}"})
+
+    async def _pin(self) -> None:
+        """Ask the agent to serve this host only."""
+        if self._info.features and "pinning" not in self._info.features:
+            return
+        try:
+            await self._ask("GET", "/pinning", _Reply)
+        except AgentRefused as error:
+            # pinned before the snapshot was taken: to this host, or it would not answer at all
+            log.warning("guest.already_pinned", address=self._address, error=str(error))
+
+    async def _status(self, timeout: float) -> tuple[str, str]:
+        """The agent's word for the state of the analysis, and its description."""
+        limits = aiohttp.ClientTimeout(total=min(STATUS_TIMEOUT, timeout))
+        reply = await self._ask("GET", "/status", _Status, limits=limits)
+        return reply.status, (reply.description or "")[:4000]
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        answer: type[_T],
+        *,
+        form: Mapping[str, str] | None = None,
+        body: Multipart | None = None,
+        limits: aiohttp.ClientTimeout | None = None,
+    ) -> _T:
+        """One exchange. Raises AgentUnreachable, AgentRefused or BadAnswer."""
+        if self._session is None:
+            raise RuntimeError("GuestClient is an async context manager")
+        where = f"{method} {path} at {self._address}"
+        try:
+            async with (
+                _data(form, body) as (data, headers, size),
+                self._session.request(
+                    method,
+                    path,
+                    data=data,
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=limits or aiohttp.ClientTimeout(REQUEST_TIMEOUT + size / SLOWEST),
+                ) as response,
+            ):
+                status = response.status
+                content = await _read(response)
+        except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
+            raise AgentUnreachable(
+                f"The agent does not answer {where}", log=f"{where}: {error!r}"
+            ) from error
+        except ValueError as error:
+            # aiohttp's own parsers raise it for some malformed headers
+            raise BadAnswer(
+                f"The agent's answer to {where} is malformed", log=repr(error)
+            ) from error
+        return _decode(where, status, content, answer)
+
+
+@contextlib.asynccontextmanager
+async def _data(
+    form: Mapping[str, str] | None, body: Multipart | None
+) -> AsyncIterator[tuple[object, Mapping[str, str], int]]:
+    """The body of a request, its headers and its size."""
+    if body is None:
+        yield (aiohttp.FormData(dict(form)) if form else None), {}, 0
+        return
+    async with body:
+        yield body.stream(), body.headers, body.size
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    content = bytearray()
+    async for piece in response.content.iter_chunked(1 << 16):
+        content += piece
+        if len(content) > ANSWER_LIMIT:
+            response.close()
+            raise BadAnswer(f"The agent's answer exceeds {ANSWER_LIMIT} bytes")
+    return bytes(content)
+
+
+def _decode(where: str, status: int, content: bytes, answer: type[_T]) -> _T:
+    try:
+        if status != 200:
+            reply = msgspec.json.decode(content, type=_Reply)
+            raise AgentRefused(f"The agent refused {where}: {reply.message[:500]}", status)
+        return msgspec.json.decode(content, type=answer)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        if status != 200:
+            raise AgentRefused(f"The agent refused {where} with status {status}", status) from error
+        raise BadAnswer(
+            f"The agent's answer to {where} is not as its protocol says", log=f"{where}: {error}"
+        ) from error
+
+
+def _roots(environ: Mapping[str, str]) -> tuple[str, str, str]:
+    """Where the analyzer and the sample go, and the separator: as the guest's system has it."""
+    drive = environ.get("SYSTEMDRIVE") or environ.get("SystemDrive")
+    if drive:
+        return f"{drive}\\", environ.get("TEMP") or f"{drive}\\Windows\\Temp", "\\"
+    temporary = environ.get("TMPDIR", "/tmp").rstrip("/")  # noqa: S108  # the guest's, not ours
+    return temporary or "/", temporary, "/"

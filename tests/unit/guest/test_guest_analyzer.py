@@ -1,0 +1,164 @@
+"""The Linux analyzer on this host, driven through the agent as in a guest. Needs strace."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from guestkit import ResultListener, running_agent
+
+from cuckoo_api.guest import GuestClient, GuestJob, Outcome, analyzer_zip
+from cuckoo_api.guest.analyzer import PAYLOAD
+from cuckoo_api.model.task import Task
+
+
+class Guest:
+    """This host as a guest; ``run`` makes one analysis."""
+
+    def __init__(self, address: str, tmp: Path, results: ResultListener, task: Task) -> None:
+        self._address = address
+        self.tmp = tmp
+        self._results = results
+        self._task = task
+
+    async def run(
+        self, source: str, *, timeout: int = 20, name: str = "sample.sh", **changes: object
+    ) -> Outcome:
+        sample = self.tmp.parent / "submitted"
+        sample.write_text(source)
+        archive = await asyncio.to_thread(
+            analyzer_zip, "linux", self.tmp.parent, self.tmp.parent / "cache"
+        )
+        job = GuestJob(
+            task=msgspec.structs.replace(self._task, target=name, **changes),
+            sample=sample,
+            analyzer=archive,
+            resultserver_ip="127.0.0.1",
+            resultserver_port=self._results.port,
+            timeout=timeout,
+        )
+        async with GuestClient(self._address) as guest:
+            await guest.wait_ready(10)
+            await guest.start(job)
+            return await guest.wait(timeout + 20, self._results.log_closed)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """The agent with the analyzer beside it, as an image of a guest has them."""
+    folder = tmp_path / "image"
+    shutil.copytree(PAYLOAD / "analyzers/linux", folder / "analyzer")
+    return Path(shutil.copy(PAYLOAD / "agent.py", folder))
+
+
+@pytest.fixture(params=["uploaded", "standby"])
+def guest(
+    request: pytest.FixtureRequest,
+    guest_tmp: Path,
+    image: Path,
+    results: ResultListener,
+    task: Task,
+) -> Iterator[Guest]:
+    agent = PAYLOAD / "agent.py" if request.param == "uploaded" else image
+    with running_agent(guest_tmp, agent) as address:
+        yield Guest(address, guest_tmp, results, task)
+
+
+SAMPLE = """#!/bin/sh
+echo dropped > dropped.txt
+echo secret > "$TMP/gone.txt"; sleep 0.05; rm "$TMP/gone.txt"
+ln -s /etc/passwd link; mkfifo fifo
+(sleep 0.1; echo child > child.txt; mv child.txt "renamed child.txt") &
+echo complaint >&2
+cat < /dev/null > /dev/null
+rm "$0"
+exit 3
+"""
+
+
+async def test_whole_analysis(guest: Guest, results: ResultListener) -> None:
+    outcome = await guest.run(SAMPLE.replace("$TMP", str(guest.tmp)))
+    assert (outcome.state, outcome.description) == ("complete", "")
+    log = results.log.decode()
+    assert "The sample ended with code 3." in log
+    assert "Standard error of the sample: complaint" in log
+    assert "ERROR" not in log
+    first, *_, last = results.trace.strip().splitlines()
+    assert f'execve("{guest.tmp}/sample.sh", ["{guest.tmp}/sample.sh"]' in first
+    assert last.endswith("+++")
+    assert 'execve("/usr/bin/rm"' in results.trace
+    by_name = {Path(file.path).name: file for file in results.files if file.path}
+    contents = {name: bytes(file.content) for name, file in by_name.items()}
+    # what was deleted before the end is there, links and FIFOs are not
+    assert contents == {
+        "dropped.txt": b"dropped\n",
+        "gone.txt": b"secret\n",
+        "child.txt": b"child\n",
+        "renamed child.txt": b"child\n",
+    }
+    dropped = by_name["dropped.txt"]
+    assert dropped.path.startswith(f"{guest.tmp}/work-")
+    assert dropped.destination.startswith("files/")
+    assert dropped.pids == [first.split()[0]]
+
+
+@pytest.mark.parametrize("guest", ["standby"], indirect=True)
+async def test_time_over_ends_all_of_it(guest: Guest, results: ResultListener) -> None:
+    source = "#!/bin/sh\n(trap '' TERM INT; setsid sleep 7777) &\necho x > made\nwait\n"
+    outcome = await guest.run(source, timeout=1)
+    assert outcome.state == "complete"
+    assert "Analysis timeout hit" in results.log.decode()
+    assert results.trace.count("killed by SIGKILL") >= 2
+    assert [Path(file.path).name for file in results.files if file.path] == ["made"]
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(command == b"sleep\x007777\x00" for command in commands)
+
+
+@pytest.mark.parametrize("guest", ["standby"], indirect=True)
+async def test_result_server_out_of_reach(guest: Guest, results: ResultListener) -> None:
+    results.port = 1
+    results.log_closed.set()
+    outcome = await guest.run("#!/bin/sh\ntouch made\n")
+    assert outcome.state == "exception"
+    assert "cannot reach the result server" in outcome.description
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "changes", "words"),
+    [
+        ("a b.py", "print(1)", {}, '["/usr/bin/python3", "{tmp}/a b.py"]'),
+        ("x", "echo 1", {}, '["/bin/sh", "{tmp}/x"]'),
+        ("x", "print(1)", {"package": "python"}, '["/usr/bin/python3", "{tmp}/x"]'),
+        (
+            "x.sh",
+            "#!/bin/sh\n",
+            {"package": "exe", "options": {"arguments": "-a 'b c' $HOME"}},
+            '["{tmp}/x.sh", "-a", "b c", "$HOME"]',
+        ),
+    ],
+)
+async def test_ways_to_run(
+    guest_tmp: Path,
+    agent: str,
+    results: ResultListener,
+    task: Task,
+    name: str,
+    source: str,
+    changes: dict[str, object],
+    words: str,
+) -> None:
+    outcome = await Guest(agent, guest_tmp, results, task).run(source, name=name, **changes)
+    assert outcome.state == "complete"
+    assert words.replace("{tmp}", str(guest_tmp)) in results.trace.splitlines()[0]
+
+
+async def test_standby_ends_with_its_agent(image: Path, guest_tmp: Path) -> None:
+    with running_agent(guest_tmp, image):
+        assert [path.name[:6] for path in guest_tmp.iterdir()] == ["trace-"]
+    async with asyncio.timeout(5):
+        while list(guest_tmp.iterdir()):
+            await asyncio.sleep(0.01)
