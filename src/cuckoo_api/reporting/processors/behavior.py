@@ -1,0 +1,171 @@
+"""``behavior``: what the sample did, from the trace that the guest's strace wrote."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from cuckoo_api.reporting.bounds import Notes
+from cuckoo_api.reporting.evidence import Evidence, Input
+from cuckoo_api.reporting.job import Job
+from cuckoo_api.reporting.processors.trace.activity import MAX_APIS, Activity
+from cuckoo_api.reporting.processors.trace.calls import Call, Interpreter
+from cuckoo_api.reporting.processors.trace.syntax import (
+    CATEGORIES,
+    EXITED,
+    KILLED,
+    LINE,
+    RESUMED,
+    SIGNAL,
+    SUPERSEDED,
+    UNFINISHED,
+    arguments,
+)
+from cuckoo_api.reporting.sections import EMPTY
+
+TRACE = "logs/trace.strace"
+MAX_LINE = 64 << 10
+MAX_UNFINISHED = 4_096
+
+
+def run(evidence: Evidence, job: Job, notes: Notes) -> dict[str, Any]:
+    """The report's ``behavior``; empty with a note when there is no trace."""
+    try:
+        with evidence.open(TRACE) as source:
+            return read_trace(source, notes)
+    except FileNotFoundError:
+        notes.add("behavior: the guest sent no trace")
+        return dict(EMPTY["behavior"])
+
+
+def read_trace(source: Input, notes: Notes) -> dict[str, Any]:
+    """Read a trace from its beginning to its end or to the limit, in constant memory."""
+    reader = TraceReader(notes)
+    for block in blocks(source, notes):
+        reader.feed(block)
+    if source.truncated:
+        notes.add(f"{TRACE}: only a part of its {source.size} bytes was read")
+    return reader.finish()
+
+
+def blocks(source: Input, notes: Notes) -> Iterator[bytes]:
+    """Whole lines, many at a time. A line longer than any real one is dropped."""
+    rest = b""
+    dropping = False
+    for chunk in source.chunks():
+        if dropping:
+            newline = chunk.find(b"\n")
+            if newline < 0:
+                continue
+            chunk = chunk[newline + 1 :]
+            dropping = False
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            yield rest + chunk[:end]
+            rest = b""
+        rest += chunk[end:]
+        if len(rest) > MAX_LINE:
+            notes.add(f"{TRACE}: a line over {MAX_LINE} bytes was dropped")
+            rest, dropping = b"", True
+    if rest:
+        yield rest
+
+
+class TraceReader:
+    """Takes blocks of whole lines; gives the section."""
+
+    def __init__(self, notes: Notes) -> None:
+        self._notes = notes
+        self._activity = Activity(notes)
+        self._handlers = Interpreter(self._activity).handlers
+        self._unfinished: dict[int, bytes] = {}
+        self._garbled = 0
+
+    def feed(self, block: bytes) -> None:
+        """Take whole lines."""
+        understood = 0
+        for match in LINE.finditer(block):
+            try:
+                if match[3] is not None:
+                    self._completed(match)
+                else:
+                    self._odd_line(match)
+                understood += 1
+            except (ValueError, OverflowError):
+                continue  # counted below
+        self._garbled += max(0, block.count(b"\n") - understood)
+
+    def finish(self) -> dict[str, Any]:
+        """The section, after the last block."""
+        if self._garbled:
+            self._notes.add(f"{TRACE}: {self._garbled} lines were not understood")
+        return self._activity.section()
+
+    def _completed(self, match: re.Match[bytes]) -> None:
+        pid, seen, api, text, result, path, error, _ = match.groups()
+        tid = int(pid)
+        process = self._activity.process(tid, seen)
+        apis = process.apis
+        if api in apis:
+            apis[api] += 1
+        elif len(apis) < MAX_APIS:
+            apis[api] = 1
+        handler = self._handlers.get(api)
+        if handler is not None:
+            handler(Call(process, float(seen), text, result, path))
+        if process.room and self._activity.room:
+            self._activity.keep_call(process, _call(tid, match, error))
+
+    def _odd_line(self, match: re.Match[bytes]) -> None:
+        """A line that is no completed call: half of one, an end, a signal."""
+        tid, seen, text = int(match[1]), match[2], match[8]
+        if part := UNFINISHED.match(text):
+            if len(self._unfinished) < MAX_UNFINISHED:
+                self._unfinished[tid] = b"%s %s %s(%s" % (match[1], seen, part[1], part[2])
+            self._activity.process(tid, seen)
+        elif part := RESUMED.match(text):
+            whole = LINE.fullmatch(self._unfinished.pop(tid, b"") + part[2])
+            if whole is not None and whole[3] == part[1]:
+                self._completed(whole)
+        elif part := EXITED.match(text):
+            self._ended(tid, seen, int(part[1]))
+        elif part := KILLED.match(text):
+            self._ended(tid, seen, -_signal_number(part[1]))
+        elif part := SUPERSEDED.match(text):
+            # a thread replaced its process; the rest of the call comes under the process's id
+            started = self._unfinished.pop(int(part[1]), None)
+            if started is not None:
+                self._unfinished[tid] = started
+        elif not SIGNAL.match(text):
+            raise ValueError("not a line of strace")
+
+    def _ended(self, tid: int, seen: bytes, code: int) -> None:
+        self._unfinished.pop(tid, None)
+        self._activity.ended(tid, self._activity.process(tid, seen), code)
+
+
+def _call(tid: int, match: re.Match[bytes], error: bytes | None) -> dict[str, Any]:
+    """A call as the report shows it."""
+    api = match[3].decode("ascii")
+    result = match[5]
+    call: dict[str, Any] = {
+        "category": CATEGORIES.get(api, "misc"),
+        "api": api,
+        "status": 0 if result.startswith(b"-") else 1,
+        "return_value": None if result == b"?" else int(result, 16 if b"x" in result else 10),
+        "arguments": arguments(api, match[4]),
+        "time": float(match[2]),
+        "tid": tid,
+    }
+    if error is not None:
+        call["errno"] = error.decode("ascii")
+    return call
+
+
+def _signal_number(name: bytes) -> int:
+    try:
+        return signal.Signals[name.decode("ascii")].value
+    except KeyError:
+        return 0

@@ -1,0 +1,36 @@
+"""``procmemory``: the processes whose memory was dumped."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from cuckoo_api.reporting.bounds import Notes, take
+from cuckoo_api.reporting.evidence import Evidence
+from cuckoo_api.reporting.job import Job
+
+MAX_DUMPS = 1_000
+
+_DUMP = re.compile(r"([0-9]{1,10})-([0-9]{1,6})\.dmp", re.ASCII)
+
+
+def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
+    """The report's ``procmemory``: ``{"pid", "num", "name", "file", "size"}`` for each dump."""
+    matches = [match for name in evidence.names("memory") if (match := _DUMP.fullmatch(name))]
+    entries = []
+    for match in take(matches, MAX_DUMPS, notes, "procmemory"):
+        try:
+            with evidence.open(f"memory/{match[0]}") as source:
+                size = source.size
+        except OSError:
+            continue  # it was a file a moment ago and is none now
+        entries.append(
+            {
+                "pid": int(match[1]),
+                "num": int(match[2]),
+                "name": match[0].removesuffix(".dmp"),
+                "file": f"memory/{match[0]}",
+                "size": size,
+            }
+        )
+    return entries

@@ -1,0 +1,1 @@
+"""strace's output, read as a stream."""

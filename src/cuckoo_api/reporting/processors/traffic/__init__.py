@@ -1,0 +1,1 @@
+"""Packets, and the conversations they are parts of."""

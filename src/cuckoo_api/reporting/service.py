@@ -1,0 +1,189 @@
+"""Makes a report: starts the worker, watches it, and goes on without the step that ended it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import structlog
+
+from cuckoo_api.model.errors import CuckooError
+from cuckoo_api.model.machine import Machine
+from cuckoo_api.model.task import Task
+from cuckoo_api.reporting.job import MAX_MESSAGE, MAX_MESSAGES, Job, Reply, Request
+from cuckoo_api.reporting.sections import REPORT, STEPS
+from cuckoo_api.settings import ProcessingSection
+
+log = structlog.get_logger()
+
+WORKER = (sys.executable, "-I", "-m", "cuckoo_api.reporting.worker")
+MAX_REPLY = 1 << 20
+MAX_STDERR = 2_000
+_PREFIX = ".sections-"
+
+
+class ProcessingFailed(CuckooError):
+    """No report could be written; the text says why."""
+
+    code = "processing_failed"
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What is left to do, and what was said on the way."""
+
+    steps: list[str]
+    errors: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+    def took(self, reply: Reply) -> None:
+        self.steps.remove(reply.step)
+        errors = [error[:MAX_MESSAGE] for error in reply.errors[:MAX_MESSAGES]]
+        self.errors += errors
+        self.messages += errors + [note[:MAX_MESSAGE] for note in reply.notes[:MAX_MESSAGES]]
+
+    def lost(self, reason: str) -> None:
+        self.took(Reply(step=self.steps[0], errors=[f"{self.steps[0]}: {reason}"]))
+
+
+async def make_report(
+    folder: Path,
+    task: Task,
+    machine: Machine | None,
+    limits: ProcessingSection,
+    *,
+    worker: Sequence[str] = WORKER,
+) -> list[str]:
+    """Make ``reports/report.json`` of an analysis folder; an earlier one is replaced at the end.
+
+    All parsing happens in a worker process with limits of its own. What a step failed on, also by
+    ending or outstaying its process, is returned, and stands in the report's ``debug.errors``.
+    Raises ProcessingFailed when no report could be written.
+    """
+    sections = await asyncio.to_thread(_prepare, folder)
+    try:
+        progress = _Progress(list(STEPS))
+        while progress.steps:
+            request = Request(
+                folder=str(folder.absolute()),
+                sections=str(sections),
+                job=Job.of(task, machine),
+                steps=list(progress.steps),
+                messages=list(progress.messages),
+                parent=os.getpid(),
+                size_limit=limits.analysis_size_limit,
+                memory=limits.worker_memory,
+                cpu=limits.worker_timeout * len(progress.steps),
+            )
+            reason = await _run(worker, request, limits.worker_timeout, progress)
+            if reason is not None:
+                log.warning(
+                    "report.step_lost", task_id=task.id, step=progress.steps[0], reason=reason
+                )
+                progress.lost(reason)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, sections, ignore_errors=True)
+    failed = [error for error in progress.errors if error.startswith(f"{REPORT}: ")]
+    if failed:
+        raise ProcessingFailed(f"No report was written. {failed[0]}")
+    return progress.errors
+
+
+async def _run(
+    worker: Sequence[str], request: Request, timeout: float, progress: _Progress
+) -> str | None:
+    """Run the worker until all steps are done (None) or it is gone (the reason)."""
+    process = await asyncio.create_subprocess_exec(
+        *worker,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=MAX_REPLY,
+        start_new_session=True,
+        cwd="/",
+        env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+    )
+    stdin = cast("asyncio.StreamWriter", process.stdin)
+    stdout = cast("asyncio.StreamReader", process.stdout)
+    complaints = asyncio.create_task(_tail(cast("asyncio.StreamReader", process.stderr)))
+    try:
+        with suppress(ConnectionError):  # it died at once; its end says why
+            stdin.write(msgspec.json.encode(request))
+            await stdin.drain()
+        stdin.close()
+        while progress.steps:
+            async with asyncio.timeout(timeout):
+                line = await stdout.readline()
+            if not line:
+                break
+            reply = msgspec.json.decode(line, type=Reply)
+            if reply.step != progress.steps[0]:
+                return f"the worker answered for {reply.step[:40]!r}"
+            progress.took(reply)
+        if not progress.steps:
+            return None
+        return _ending(await process.wait(), await complaints)
+    except TimeoutError:
+        return f"it took longer than {timeout:g} s"
+    except (ValueError, msgspec.MsgspecError):
+        return "the worker's answer was not understood"
+    finally:
+        complaints.cancel()
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of the worker and reap it."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+async def _tail(stream: asyncio.StreamReader) -> str:
+    """The last of what the worker complained about."""
+    text = b""
+    while data := await stream.read(4096):
+        text = (text + data)[-MAX_STDERR:]
+    return text.decode("utf-8", "backslashreplace").strip()
+
+
+def _ending(code: int, complaints: str) -> str:
+    last = complaints.rpartition("\n")[2]
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"the worker was ended by {name}" + (f": {last}" if last else "")
+    return f"the worker ended with code {code}" + (f": {last}" if last else "")
+
+
+def _prepare(folder: Path) -> Path:
+    """A fresh private folder for the parts; what a killed server left goes."""
+    reports = folder / "reports"
+    try:
+        reports.mkdir(mode=0o750, exist_ok=True)
+        if not stat.S_ISDIR(reports.lstat().st_mode):
+            raise ProcessingFailed("No report was written: the folder reports is no folder")
+        for leftover in (*reports.glob(f"{_PREFIX}*"), *reports.glob(".report.json.*")):
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
+        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=reports.absolute()))
+    except OSError as exc:
+        raise ProcessingFailed(
+            f"No report was written: {exc.strerror or exc}", log=str(exc)
+        ) from exc

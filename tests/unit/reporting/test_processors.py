@@ -1,0 +1,208 @@
+"""The smaller parts of a report, and what hostile folders do to them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cuckoo_api.model.sample import Sample
+from cuckoo_api.reporting.bounds import Notes
+from cuckoo_api.reporting.evidence import Evidence, NotRegular
+from cuckoo_api.reporting.job import Job
+from cuckoo_api.reporting.processors import (
+    debug,
+    dropped,
+    metadata,
+    procmemory,
+    screenshots,
+    static,
+    strings,
+    target,
+)
+
+Put = Callable[[bytes], None]
+
+
+def test_a_file_target_is_named_hashed_and_typed(
+    sample: Put, evidence: Evidence, job: Job, notes: Notes
+) -> None:
+    sample(b"hello")
+
+    section = target.run(evidence, job, notes)
+
+    file = section["file"]
+    assert section["category"] == "file"
+    assert file["name"] == "demo-sample.sh"
+    assert (file["size"], file["crc32"]) == (5, "3610A686")
+    assert file["md5"] == hashlib.md5(b"hello").hexdigest()
+    assert file["sha256"] == hashlib.sha256(b"hello").hexdigest()
+    assert file["type"].startswith("ASCII text")
+    assert file["yara"] == []
+    assert file["path"] == f"storage/binaries/{file['sha256']}"
+
+
+def test_a_target_that_is_gone_is_what_was_submitted(
+    evidence: Evidence, job: Job, notes: Notes
+) -> None:
+    known = Sample(
+        id=1, md5="m", sha1="s", sha256="x", sha512="y", crc32="C", ssdeep=None,
+        file_size=9, file_type="data",
+    )  # fmt: skip
+
+    section = target.run(evidence, msgspec.structs.replace(job, sample=known), notes)
+
+    assert section["file"]["sha256"] == "x"
+    assert notes.lines == ["target: the sample cannot be read: No such file or directory"]
+
+
+def test_a_url_and_an_archive(sample: Put, evidence: Evidence, job: Job, notes: Notes) -> None:
+    sample(b"hello")
+    url = msgspec.structs.replace(job, category="url", target="http://e/")
+    member = msgspec.structs.replace(
+        job, category="archive", target="/tmp/a.zip", filename="in\\side.exe"
+    )
+
+    assert target.run(evidence, url, notes) == {"category": "url", "url": "http://e/"}
+    section = target.run(evidence, member, notes)
+    assert section["archive"] == {"name": "a.zip"}
+    assert section["file"]["name"] == "side.exe"
+
+
+def test_an_elf_file(sample: Put, evidence: Evidence, job: Job, notes: Notes) -> None:
+    program = shutil.which("true")
+    assert program is not None
+    sample(Path(program).read_bytes())
+
+    elf = static.run(evidence, job, notes)["elf"]
+
+    assert elf["header"]["class"] in ("ELF64", "ELF32")
+    assert elf["interpreter"].startswith("/lib")
+    assert any(name.startswith("libc.") for name in elf["libraries"])
+    assert "exit" in " ".join(elf["imports"])
+    text = next(item for item in elf["sections"] if item["name"] == ".text")
+    assert 4 < text["entropy"] < 8
+    assert "EXECINSTR" in text["flags"]
+
+
+def test_an_elf_file_that_is_none(sample: Put, evidence: Evidence, job: Job, notes: Notes) -> None:
+    sample(b"\x7fELF" + b"\xff" * 200)
+
+    section = static.run(evidence, job, notes)
+
+    assert section["elf"] == {} or section["elf"]["sections"] == []
+
+
+def test_a_script_and_what_has_no_format(
+    sample: Put, evidence: Evidence, job: Job, notes: Notes, folder: Path
+) -> None:
+    sample(b"#! /usr/bin/env  python3 -u\nprint()\n")
+    assert static.run(evidence, job, notes) == {
+        "script": {"interpreter": "/usr/bin/env", "arguments": "python3 -u"}
+    }
+    (folder / "binary").unlink()
+    sample(b"plain")
+    assert static.run(evidence, job, notes) == {}
+
+
+def test_strings_across_the_pieces_of_a_file(
+    sample: Put, evidence: Evidence, job: Job, notes: Notes
+) -> None:
+    border = (1 << 20) - 3
+    content = b"abc\0first\0" + "wide text".encode("utf-16-le") + b"\0\0"
+    content += bytes(border - len(content)) + b"on-the-border" + b"\0first\0last"
+    sample(content)
+
+    assert strings.run(evidence, job, notes) == ["first", "wide text", "on-the-border", "last"]
+
+
+def test_strings_are_bounded(
+    sample: Put, evidence: Evidence, job: Job, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strings, "MAX_STRINGS", 2)
+    sample(b"aaaa\0bbbb\0cccc\0" + b"d" * 5000)
+
+    assert strings.run(evidence, job, notes) == ["aaaa", "bbbb"]
+    assert notes.lines == ["strings: cut at 2"]
+
+
+def test_dropped_files_with_their_origin(
+    folder: Path, evidence: Evidence, job: Job, notes: Notes
+) -> None:
+    (folder / "files" / "1_tool").write_bytes(b"hello")
+    (folder / "files" / "2_x").write_bytes(b"")
+    (folder / "files.json").write_bytes(
+        b'{"path": "files/1_tool", "filepath": "/tmp/to ol", "pids": [4, 5]}\n'
+        b'not json\n{"path": 5}\n{"path": "files/\xff"}\n'
+    )
+
+    first, second = dropped.run(evidence, job, notes)
+
+    assert (first["name"], first["filepath"], first["pids"]) == ("to ol", "/tmp/to ol", [4, 5])
+    assert (first["path"], first["size"]) == ("files/1_tool", 5)
+    assert first["sha1"] == hashlib.sha1(b"hello").hexdigest()
+    assert (second["name"], second["type"], second["size"]) == ("2_x", "empty", 0)
+    assert notes.lines == ["files.json: 3 lines were not understood"]
+
+
+def test_links_fifos_and_folders_are_no_files(
+    folder: Path, evidence: Evidence, job: Job, notes: Notes, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (folder / "files" / "link").symlink_to(secret)
+    os.mkfifo(folder / "files" / "fifo")
+    (folder / "files" / "folder").mkdir()
+    (folder / "analysis.log").symlink_to(secret)
+    (folder / "files.json").symlink_to(secret)
+    (folder / "memory").rmdir()
+    (folder / "memory").symlink_to(tmp_path)
+    (tmp_path / "12-1.dmp").write_text("x")
+    os.mkfifo(folder / "dump.pcap")
+
+    assert dropped.run(evidence, job, notes) == []
+    assert debug.run(evidence, job, notes)["log"] == []
+    assert procmemory.run(evidence, job, notes) == []
+    assert metadata.run(evidence, job, notes) == {"output": {}}
+    for name in ("files/link", "memory/12-1.dmp"):
+        with pytest.raises(OSError, match="symbolic link|Not a directory"), evidence.open(name):
+            pass
+    for name in ("files/fifo", "files/folder", "../../../etc/passwd", "/etc/passwd", ""):
+        with pytest.raises(NotRegular), evidence.open(name):
+            pass
+
+
+def test_no_more_than_the_limit_is_read(folder: Path) -> None:
+    (folder / "big").write_bytes(b"x" * 100)
+
+    with Evidence(folder, 10).open("big") as source:
+        assert b"".join(source.chunks()) == b"x" * 10
+        assert source.truncated
+        source.rewind()
+        assert source.read(4) == b"xxxx"
+
+
+def test_pictures_dumps_and_logs(folder: Path, evidence: Evidence, job: Job, notes: Notes) -> None:
+    for name in ("0002.jpg", "0001.jpg", "x.jpg", "0003.png"):
+        (folder / "shots" / name).write_bytes(b"")
+    (folder / "memory" / "12-1.dmp").write_bytes(b"abc")
+    (folder / "memory" / "notes.txt").write_bytes(b"abc")
+    (folder / "analysis.log").write_bytes(b"one\r\ntwo \xff\n")
+
+    assert [shot["path"] for shot in screenshots.run(evidence, job, notes)] == [
+        "shots/0001.jpg",
+        "shots/0002.jpg",
+    ]
+    assert procmemory.run(evidence, job, notes) == [
+        {"pid": 12, "num": 1, "name": "12-1", "file": "memory/12-1.dmp", "size": 3}
+    ]
+    assert debug.run(evidence, job, notes) == {
+        "log": ["one", "two \\xff"],
+        "cuckoo": [],
+        "action": [],
+    }
