@@ -57,7 +57,7 @@ class Client:
                 "'cuckoo api'"
             ) from exc
         except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
-            raise Unavailable(f"{self.url}{path}: {exc or type(exc).__name__}") from exc
+            raise Unavailable(f"{self.url}{path}: {str(exc) or type(exc).__name__}") from exc
         if response.status >= 400:
             message = content.get("message") if isinstance(content, dict) else content
             raise ServerError(f"the server refused: {message}")

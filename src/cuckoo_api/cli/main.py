@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -187,14 +186,21 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
         case "guest":
             from cuckoo_api.cli import guest
 
-            set_up_log(logging.WARNING)
+            _quiet()
             action = guest.build if arguments.action == "build" else guest.check
             return asyncio.run(action(arguments, cwd))
         case _:
             from cuckoo_api.cli.demo import demo
 
-            set_up_log(logging.ERROR)
+            _quiet()
             return asyncio.run(demo(arguments, cwd if arguments.cwd else None))
+
+
+def _quiet() -> None:
+    """These commands tell what they do themselves: of the log only warnings are shown."""
+    import structlog
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 
 def _init(cwd: Path) -> int:
@@ -210,24 +216,7 @@ def _init(cwd: Path) -> int:
 
 def _api(arguments: argparse.Namespace, cwd: Path) -> int:
     from cuckoo_api.cli.api import run_server
+    from cuckoo_api.server.logs import configure_logs
 
-    set_up_log(logging.DEBUG if arguments.debug else logging.INFO)
+    configure_logs(debug=arguments.debug)
     return run_server(arguments, cwd)
-
-
-def set_up_log(level: int) -> None:
-    """Log to standard error, from ``level`` on."""
-    import structlog
-
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=True),
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ
-            ),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

@@ -1,0 +1,27 @@
+"""``cuckoo api``: the server in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from cuckoo_api.cli.common import settings_of
+from cuckoo_api.server.app import create_app
+from cuckoo_api.server.run import serve
+
+
+def run_server(arguments: argparse.Namespace, cwd: Path) -> int:
+    """Serve until stopped. The URL that is listened on goes to standard output."""
+    settings = settings_of(cwd)
+    app = create_app(settings, engine=not arguments.no_engine, debug=arguments.debug)
+    asyncio.run(
+        serve(
+            app,
+            host=arguments.host or settings.api.host,
+            port=settings.api.port if arguments.port is None else arguments.port,
+            unix_socket=Path(arguments.socket) if arguments.socket else None,
+            on_ready=lambda url: print(f"cuckoo-api listens on {url}", flush=True),
+        )
+    )
+    return 0

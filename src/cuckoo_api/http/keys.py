@@ -1,0 +1,31 @@
+"""What the handlers find in the application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from cuckoo_api.analysis.service import AnalysisService
+from cuckoo_api.settings import Settings
+
+
+@dataclass(slots=True)
+class Switch:
+    """How the application can be stopped from inside."""
+
+    debug: bool = False
+    """Whether ``/exit`` may be used."""
+    stop: Callable[[], None] | None = None
+    """Begins a graceful stop; None where another program owns the process."""
+    draining: bool = False
+    """The server stops: every answer closes its connection."""
+
+
+SERVICE = web.AppKey("service", AnalysisService)
+SETTINGS = web.AppKey("settings", Settings)
+SWITCH = web.AppKey("switch", Switch)
+DOCUMENT = web.AppKey("openapi", bytes)
+
+REQUEST_ID = web.RequestKey("request_id", str)

@@ -1,0 +1,130 @@
+"""The HTTP protocol below the application: what is no request at all is answered in JSON too."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
+
+from cuckoo_api.http.keys import REQUEST_ID
+from cuckoo_api.http.replies import FIXED_HEADERS, failure, http_failure, new_request_id
+
+log = structlog.get_logger()
+
+KEEPALIVE = 75.0
+"""Seconds that an idle connection stays open."""
+
+
+class Protocol(web.RequestHandler):
+    """One connection."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what did not parse, or what failed outside the application; then close."""
+        if request.writer.output_size > 0:
+            raise ConnectionAbortedError
+        if isinstance(exc, ConnectionError):
+            raise exc
+        request_id = new_request_id()
+        if status >= 500:
+            log.error("request.failed", request_id=request_id, exc_info=exc)
+            text = f"Internal error; the server's log has it as {request_id}"
+        else:
+            lines = (message or "").strip().splitlines()
+            text = f"This is no valid HTTP request: {lines[0]:.200}" if lines else "Bad request"
+            log.info("request.malformed", request_id=request_id, reason=text)
+        # the application's signal does not run for what never reached it
+        response = failure(status, text, {**FIXED_HEADERS, "X-Request-Id": request_id})
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send; an error that was raised before the middleware (a strange Expect) as JSON."""
+        if isinstance(resp, web.HTTPException):
+            resp = http_failure(resp)
+        return await super().finish_response(request, resp, start_time)
+
+
+class _Server(web.Server):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.count = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def __call__(self) -> web.RequestHandler:
+        return Protocol(self, loop=asyncio.get_running_loop(), **self._kwargs)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        self.count += 1
+        self.idle.clear()
+
+    def connection_lost(
+        self, handler: web.RequestHandler, exc: BaseException | None = None
+    ) -> None:
+        super().connection_lost(handler, exc)
+        self.count -= 1
+        if not self.count:
+            self.idle.set()
+
+
+class AccessLog(AbstractAccessLogger):
+    """One line for each answer, without query strings and headers: they may hold secrets."""
+
+    @property
+    def enabled(self) -> bool:
+        """Always; what of it is shown is the log's own matter."""
+        return True
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Called once the answer is sent; ``time`` in seconds."""
+        log.info(
+            "request",
+            method=request.method,
+            path=request.rel_url.raw_path,
+            status=response.status,
+            ms=round(time * 1000, 1),
+            bytes=response.body_length,
+            remote=request.remote or "unix",
+            # not from the context: a malformed request has none
+            request_id=request.get(REQUEST_ID) or response.headers.get("X-Request-Id"),
+        )
+
+
+class Runner(web.AppRunner):
+    """Runs the application on this module's protocol."""
+
+    def __init__(self, app: web.Application, *, shutdown_timeout: float = 10) -> None:
+        """``shutdown_timeout``: seconds that requests under way have to end at a stop."""
+        super().__init__(
+            app,
+            access_log_class=AccessLog,
+            keepalive_timeout=KEEPALIVE,
+            shutdown_timeout=shutdown_timeout,
+        )
+
+    async def wait_idle(self) -> None:
+        """Return once no connection is open."""
+        if isinstance(self.server, _Server):
+            await self.server.idle.wait()
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            **self._kwargs,
+        )

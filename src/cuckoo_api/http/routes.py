@@ -1,0 +1,127 @@
+"""Every URL, on one page. Each exists bare and under ``/v1``, with or without a trailing slash."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+from aiohttp import web
+
+from cuckoo_api.analysis.system import SystemStatus
+from cuckoo_api.http import artefacts, files, machines, system, tasks
+from cuckoo_api.http.downloads import JPEG, OCTETS, ZIP
+from cuckoo_api.http.replies import JSON, Message
+from cuckoo_api.http.schemas import (
+    FileForm,
+    Health,
+    Readiness,
+    SampleView,
+    Task,
+    TaskCreated,
+    UrlForm,
+)
+from cuckoo_api.model.machine import Machine
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+PREFIXES = ("", "/v1")
+DIGITS = "[0-9]+"
+WORD = "[^{}/]+"
+HASHES = "md5|sha1|sha256"
+
+PATTERNS = {
+    "task_id": DIGITS,
+    "sample_id": DIGITS,
+    "limit": DIGITS,
+    "offset": DIGITS,
+    "hash": HASHES,
+    "value": WORD,
+    "sha256": WORD,
+    "name": WORD,
+    "shot": WORD,
+    "format": WORD,
+}
+"""What a variable part of a path may hold; anything else is no address of this server."""
+
+FILTERS = (
+    "status",
+    "owner",
+    "completed_after",
+    "sample",
+    "target",
+    "category",
+    "tags",
+    "machine",
+    "after_id",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One URL: who serves it, and what it answers."""
+
+    method: str
+    path: str
+    handler: Handler
+    answer: type
+    """The answer's type, or that of what it wraps; ``bytes`` and ``dict`` where it is a file."""
+    wrap: str = ""
+    """``task``: an object with one key ``task``; ``tasks[]``: one whose key holds a list."""
+    media: str = JSON
+    form: type[msgspec.Struct] | None = None
+    query: tuple[str, ...] = ()
+    errors: tuple[int, ...] = ()
+    """Beyond those that every route, or every one with a form or a variable part, has."""
+    is_file: bool = False
+    is_open: bool = False
+    """No authentication."""
+
+
+def _file(path: str, handler: Handler, answer: type, media: str, *errors: int) -> Route:
+    return Route("GET", path, handler, answer, media=media, errors=errors, is_file=True)
+
+
+ROUTES = (
+    Route("POST", "/tasks/create/file", tasks.create_file, TaskCreated, form=FileForm),
+    Route("POST", "/tasks/create/url", tasks.create_url, TaskCreated, form=UrlForm),
+    Route("GET", "/tasks/list", tasks.list_tasks, Task, "tasks[]", query=FILTERS),
+    Route("GET", "/tasks/list/{limit}", tasks.list_tasks, Task, "tasks[]", query=FILTERS),
+    Route("GET", "/tasks/list/{limit}/{offset}", tasks.list_tasks, Task, "tasks[]", query=FILTERS),
+    Route("GET", "/tasks/sample/{sample_id}", tasks.list_of_sample, Task, "tasks[]"),
+    Route("GET", "/tasks/view/{task_id}", tasks.view, Task, "task"),
+    _file("/tasks/report/{task_id}", artefacts.report, dict, JSON),
+    _file("/tasks/report/{task_id}/{format}", artefacts.report, dict, JSON, 400),
+    _file("/tasks/screenshots/{task_id}", artefacts.screenshots, bytes, ZIP),
+    _file("/tasks/screenshots/{task_id}/{shot}", artefacts.screenshot, bytes, JPEG),
+    Route("GET", "/files/view/{hash}/{value}", files.view, SampleView, "sample"),
+    Route(
+        "GET", "/files/view/id/{sample_id}", files.view_by_id, SampleView, "sample", errors=(400,)
+    ),
+    _file("/files/get/{sha256}", files.get, bytes, OCTETS),
+    _file("/pcap/get/{task_id}", artefacts.pcap, bytes, OCTETS),
+    Route("GET", "/machines/list", machines.list_machines, Machine, "machines[]"),
+    Route("GET", "/machines/view/{name}", machines.view, Machine, "machine"),
+    Route("GET", "/cuckoo/status", system.status, SystemStatus),
+    Route("GET", "/vpn/status", system.vpn_status, dict, errors=(500,)),
+    Route("GET", "/exit", system.stop, Message, errors=(500,)),
+    Route("GET", "/healthz", system.alive, Health, is_open=True),
+    Route("GET", "/readyz", system.ready, Readiness, errors=(503,), is_open=True),
+    Route("GET", "/openapi.json", system.openapi, dict),
+)
+
+
+def add_routes(router: web.UrlDispatcher) -> None:
+    """Register every route in all its spellings."""
+    for route in ROUTES:
+        path = route.path
+        for name, pattern in PATTERNS.items():
+            path = path.replace(f"{{{name}}}", f"{{{name}:{pattern}}}")
+        for prefix in PREFIXES:
+            for slash in ("", "/"):
+                if route.method == "GET":
+                    # HEAD would stop the server as GET does
+                    allow_head = route.path != "/exit"
+                    router.add_get(prefix + path + slash, route.handler, allow_head=allow_head)
+                else:
+                    router.add_route(route.method, prefix + path + slash, route.handler)

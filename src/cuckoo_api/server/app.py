@@ -1,0 +1,44 @@
+"""The application: routes, middleware, and the life that its context gives it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from cuckoo_api.http.keys import DOCUMENT, SETTINGS, SWITCH, Switch
+from cuckoo_api.http.middleware import complete_headers, make_guard
+from cuckoo_api.http.openapi import document
+from cuckoo_api.http.routes import add_routes
+from cuckoo_api.server.lifespan import lifespan
+from cuckoo_api.settings import Settings
+
+
+def create_app(
+    settings: Settings,
+    *,
+    plugins: Sequence[object] | None = None,
+    engine: bool = True,
+    debug: bool = False,
+) -> web.Application:
+    """Put the server together. Nothing is opened before the application starts.
+
+    ``plugins`` are machinery plugin objects besides the installed ones. Without ``engine`` the
+    application serves the API alone, and another process on the same working directory runs the
+    analyses. ``debug`` allows ``/exit``.
+    """
+    app = http_app(settings, debug=debug)
+    app.cleanup_ctx.append(functools.partial(lifespan, plugins=plugins or (), engine=engine))
+    return app
+
+
+def http_app(settings: Settings, *, debug: bool = False) -> web.Application:
+    """The HTTP side alone; whoever runs it must give it a service."""
+    app = web.Application(middlewares=[make_guard(settings)])
+    app[SETTINGS] = settings
+    app[SWITCH] = Switch(debug=debug)
+    app[DOCUMENT] = document()
+    app.on_response_prepare.append(complete_headers)
+    add_routes(app.router)
+    return app

@@ -1,0 +1,107 @@
+"""From start to stop: one context, one exit stack. What was opened last is closed first."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+from aiohttp import web
+
+from cuckoo_api.analysis import doorbell
+from cuckoo_api.analysis.recovery import recover
+from cuckoo_api.analysis.run import Workshop
+from cuckoo_api.analysis.scheduler import Scheduler
+from cuckoo_api.analysis.service import AnalysisService
+from cuckoo_api.artefacts import Artefacts
+from cuckoo_api.fleet import Fleet, load_plugins
+from cuckoo_api.http.keys import SERVICE, SETTINGS
+from cuckoo_api.network import Sinkhole
+from cuckoo_api.results import ResultServer
+from cuckoo_api.server.lock import engine_lock
+from cuckoo_api.settings import Settings
+from cuckoo_api.store import Store
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def lifespan(
+    app: web.Application, *, plugins: Sequence[object], engine: bool
+) -> AsyncIterator[None]:
+    """Open everything, give the application its service, and close everything again.
+
+    A second cleanup context would not be torn down by aiohttp when a later one fails to start:
+    hence this single one.
+    """
+    settings = app[SETTINGS]
+    for warning in settings.warnings:
+        log.warning("settings", warning=warning)
+    async with AsyncExitStack() as stack:
+        if engine:
+            stack.enter_context(engine_lock(settings.cwd))
+        url = settings.database.connection or f"sqlite:///{settings.cwd / 'cuckoo.db'}"
+        store = await Store.open(url, timeout=settings.database.timeout)
+        stack.push_async_callback(store.close)
+        artefacts = Artefacts(settings.storage)
+        stack.push_async_callback(artefacts.close)
+        await artefacts.open()
+        fleet: Fleet | None = None
+        on_submitted: Callable[[], None] = functools.partial(doorbell.ring, settings.cwd)
+        if engine:
+            fleet, scheduler = await _open_engine(stack, settings, store, artefacts, plugins)
+            on_submitted = scheduler.wake
+        app[SERVICE] = AnalysisService(
+            settings,
+            store,
+            artefacts,
+            on_submitted=on_submitted,
+            fleet=fleet,
+            processes={"engine" if engine else "api": os.getpid()},
+        )
+        yield
+
+
+async def _open_engine(
+    stack: AsyncExitStack,
+    settings: Settings,
+    store: Store,
+    artefacts: Artefacts,
+    plugins: Sequence[object],
+) -> tuple[Fleet, Scheduler]:
+    """What runs analyses, in the order in which each needs the one before."""
+    fleet = Fleet(settings, load_plugins(plugins), store)
+    stack.push_async_callback(fleet.close)
+    await fleet.open()
+
+    addresses = fleet.result_addresses()
+    results = ResultServer(settings.resultserver)
+    stack.push_async_callback(results.close)
+    await results.open(addresses)
+    sinkhole = await _open_sinkhole(stack, settings, {ip for ip, _ in addresses})
+
+    await fleet.recover()
+    unreported = await recover(store)
+
+    scheduler = Scheduler(Workshop(settings, store, artefacts, results, sinkhole), fleet)
+    stack.push_async_callback(scheduler.close)
+    await scheduler.open(unreported)
+    bell = await doorbell.listen(settings.cwd, scheduler.wake)
+    stack.callback(bell.close)
+    return fleet, scheduler
+
+
+async def _open_sinkhole(
+    stack: AsyncExitStack, settings: Settings, addresses: set[str]
+) -> Sinkhole | None:
+    if settings.routing.route != "sinkhole":
+        return None
+    sinkhole = Sinkhole()
+    stack.push_async_callback(sinkhole.close)
+    for ip in sorted(addresses):
+        await sinkhole.open(
+            ip, settings.routing.sinkhole_dns_port, settings.routing.sinkhole_http_port
+        )
+    return sinkhole

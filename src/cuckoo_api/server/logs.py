@@ -1,0 +1,53 @@
+"""One log: this project's events and the standard library's records, a line each, to stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, TextIO
+
+import msgspec
+import structlog
+
+
+def configure_logs(*, debug: bool = False, stream: TextIO | None = None) -> None:
+    """Set the process's logging up: for people on a terminal, else JSON."""
+    stream = stream or sys.stderr
+    level = logging.DEBUG if debug else logging.INFO
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, *_renderers(stream)],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(stream),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level if debug else logging.WARNING)
+
+
+def _renderers(stream: TextIO) -> list[structlog.typing.Processor]:
+    if stream.isatty():
+        return [structlog.dev.ConsoleRenderer()]
+    return [
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(serializer=_dumps),
+    ]
+
+
+def _dumps(event: Any, **_kwargs: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode()

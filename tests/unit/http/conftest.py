@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from httpkit import Client, Site
+
+from cuckoo_api.analysis.service import AnalysisService
+from cuckoo_api.artefacts import Artefacts
+from cuckoo_api.http.keys import SERVICE
+from cuckoo_api.http.protocol import Runner
+from cuckoo_api.server.app import http_app
+from cuckoo_api.settings import ApiSection, CuckooSection, Settings
+from cuckoo_api.store import Store
+
+NewSite = Callable[..., Awaitable[Site]]
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database without rows: migrating takes longer than any test here."""
+    path = tmp_path_factory.mktemp("store") / "cuckoo.db"
+
+    async def make() -> None:
+        await (await Store.open(f"sqlite:///{path}")).close()
+
+    asyncio.run(make())
+    return path
+
+
+@asynccontextmanager
+async def _site(settings: Settings, *, debug: bool) -> AsyncIterator[Site]:
+    async with AsyncExitStack() as stack:
+        store = await Store.open(f"sqlite:///{settings.cwd / 'cuckoo.db'}")
+        stack.push_async_callback(store.close)
+        artefacts = Artefacts(settings.storage)
+        await artefacts.open()
+        stack.push_async_callback(artefacts.close)
+        wakes: list[None] = []
+        app = http_app(settings, debug=debug)
+        app[SERVICE] = AnalysisService(
+            settings, store, artefacts, on_submitted=lambda: wakes.append(None)
+        )
+        runner = Runner(app, shutdown_timeout=1)
+        stack.push_async_callback(runner.cleanup)
+        await runner.setup()
+        port = await runner.listen("127.0.0.1", 0)
+        client = await stack.enter_async_context(Client(port))
+        yield Site(settings, store, artefacts, app, client, wakes)
+
+
+@pytest.fixture
+async def new_site(tmp_path: Path, empty_database: Path) -> AsyncIterator[NewSite]:
+    """Make a server on a working directory of its own; settings by keyword."""
+    shutil.copy(empty_database, tmp_path / "cuckoo.db")
+    async with AsyncExitStack() as stack:
+
+        async def make(*, token: str = "", debug: bool = False, **api: object) -> Site:
+            settings = Settings(
+                cwd=tmp_path,
+                cuckoo=CuckooSection(machinery=(), api_token=token),
+                api=ApiSection(**api),  # type: ignore[arg-type]  # the section checks nothing itself
+            )
+            return await stack.enter_async_context(_site(settings, debug=debug))
+
+        yield make
+
+
+@pytest.fixture
+async def site(new_site: NewSite) -> Site:
+    """A server without a token."""
+    return await new_site()
