@@ -125,6 +125,23 @@ class Fleet:
             return []
         return [self._row(slot) for slot in self._slots.values() if slot.free]
 
+    def result_addresses(self) -> list[tuple[str, int]]:
+        """Where guests look for the result server over a real network, of the open backends.
+
+        Guests that have a unix socket of their own for it are not among them.
+        """
+        addresses: dict[tuple[str, int], None] = {}
+        for slot in self._slots.values():
+            if not slot.hypervisor.is_open:
+                continue
+            try:
+                guest = slot.hypervisor.address(slot.config)
+            except MachineryError:
+                continue  # its first lease says why, and puts it in quarantine
+            if "results" not in guest.sockets:
+                addresses[guest.resultserver_ip, guest.resultserver_port] = None
+        return list(addresses)
+
     async def wait_changed(self) -> None:
         """Return once a machine may have become free, or its state has changed, since last time.
 
