@@ -127,14 +127,14 @@ async def bench_store(folder: Path) -> None:
         figure = await rate(submit, total, clients)
         serial += total
         print(
-            f"submit, {clients:2} at a time              {figure:10,.0f} /s {figure / inserts:6.2f}x"
+            f"submit, {clients:2} at a time             {figure:10,.0f} /s {figure / inserts:6.2f}x"
         )
     selects = raw_selects(folder / "cuckoo.db", 5000)
     print(f"sqlite3, select by id               {selects:10,.0f} /s")
     for clients in (1, 16, 64):
         figure = await rate(lambda n: store.tasks.get(1 + n % 1000), 5000, clients)
         print(
-            f"get, {clients:2} at a time                 {figure:10,.0f} /s {figure / selects:6.2f}x"
+            f"get, {clients:2} at a time                {figure:10,.0f} /s {figure / selects:6.2f}x"
         )
     figure = await rate(lambda _: store.tasks.page(TaskFilter(), limit=100), 300, 1)
     print(f"page of 100                         {figure:10,.0f} /s")

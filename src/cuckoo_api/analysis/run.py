@@ -73,12 +73,9 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
         name=machine.name, label=machine.label, manager=machine.manager, status="starting"
     )
     async with AsyncExitStack() as undo:
-        await folder.create(msgspec.json.encode(task))
-        sample = (
-            workshop.artefacts.binary(task.sample.sha256)
-            if isinstance(task.sample, Sample)
-            else None
-        )
+        sha256 = task.sample.sha256 if isinstance(task.sample, Sample) else ""
+        sample = workshop.artefacts.binary(sha256) if sha256 else None
+        await folder.create(msgspec.json.encode(task), sha256)
         session = await undo.enter_async_context(
             workshop.results.session(
                 task.id,

@@ -12,8 +12,8 @@ run at the same time; the core never runs two calls for one label at once, excep
 :meth:`~MachineryBackend.state`, :meth:`~MachineryBackend.screenshot` and
 :meth:`~MachineryBackend.power_off` may come at any moment.
 
-Every method may raise :class:`~cuckoo_api.machinery.errors.MachineNotFound` for an unknown label and
-:class:`~cuckoo_api.machinery.errors.BackendUnavailable` when the hypervisor does not answer.
+Every method may raise :class:`~cuckoo_api.machinery.errors.MachineNotFound` for an unknown label
+and :class:`~cuckoo_api.machinery.errors.BackendUnavailable` when the hypervisor does not answer.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class MachineryBackend(abc.ABC):
         raise NotSupported(f"{self.config.name}: reboot")
 
     async def pause(self, label: str) -> None:
-        """PAUSE: stop the virtual CPUs. From RUNNING (else WrongState) to PAUSED; PAUSED is fine."""
+        """PAUSE: stop the virtual CPUs. RUNNING (else WrongState) -> PAUSED; PAUSED is fine."""
         raise NotSupported(f"{self.config.name}: pause")
 
     async def resume(self, label: str) -> None:
@@ -130,7 +130,7 @@ class MachineryBackend(abc.ABC):
         raise NotSupported(f"{self.config.name}: dump_memory")
 
     async def start_capture(self, label: str, path: Path) -> None:
-        """CAPTURE: write what the guest sends and receives to ``path`` (pcap). RUNNING or PAUSED."""
+        """CAPTURE: write what the guest sends and receives to ``path`` (pcap). RUNNING, PAUSED."""
         raise NotSupported(f"{self.config.name}: start_capture")
 
     async def stop_capture(self, label: str) -> None:
@@ -153,5 +153,5 @@ class MachineryBackend(abc.ABC):
         raise NotSupported(f"{self.config.name}: address")
 
     async def console(self, label: str) -> bytes:
-        """CONSOLE: the last 64 KiB that the guest wrote to its serial console, for people to read."""
+        """CONSOLE: the last 64 KiB that the guest wrote to its serial console, for people."""
         raise NotSupported(f"{self.config.name}: console")

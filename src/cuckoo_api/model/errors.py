@@ -18,7 +18,7 @@ class CuckooError(Exception):
 
 
 class BadInput(CuckooError):
-    """A value that does not parse or cannot be served; the text names the field and what is allowed."""
+    """A value that does not parse or cannot be served; the text says which, and what may be."""
 
     code = "bad_input"
     status = 400

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """A sample as the API shows it. Hashes are lower-case hex, ``crc32`` upper-case as in Cuckoo 2."""
+    """A sample as the API shows it. Hashes are lower-case hex, ``crc32`` upper as in Cuckoo 2."""
 
     id: int
     md5: str

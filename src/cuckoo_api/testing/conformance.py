@@ -1,4 +1,4 @@
-# ruff: noqa: S101, ASYNC240 - tests: an assert is how they speak, and they look at small files
+# ruff: noqa: S101 - tests: an assert is how they speak, and they look at small files
 """The suite that holds a machinery plugin to its contract.
 
 Subclass :class:`MachineryConformance` in a test module, give one fixture, and pytest runs it all::

@@ -300,7 +300,7 @@ async def test_kill_ends_the_agent(agent: str, caller: Caller) -> None:
     assert (await caller.get("/kill"))[1]["message"] == "Quit the Cuckoo Agent"
     host, port = agent.split(":")
     async with asyncio.timeout(5):
-        with pytest.raises(OSError, match="refused|Connect"):
+        with pytest.raises(OSError, match=r"refused|Connect"):
             while True:
                 _, writer = await asyncio.open_connection(host, int(port))
                 writer.close()

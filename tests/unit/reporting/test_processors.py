@@ -170,7 +170,7 @@ def test_links_fifos_and_folders_are_no_files(
     assert procmemory.run(evidence, job, notes) == []
     assert metadata.run(evidence, job, notes) == {"output": {}}
     for name in ("files/link", "memory/12-1.dmp"):
-        with pytest.raises(OSError, match="symbolic link|Not a directory"), evidence.open(name):
+        with pytest.raises(OSError, match=r"symbolic link|Not a directory"), evidence.open(name):
             pass
     for name in ("files/fifo", "files/folder", "../../../etc/passwd", "/etc/passwd", ""):
         with pytest.raises(NotRegular), evidence.open(name):

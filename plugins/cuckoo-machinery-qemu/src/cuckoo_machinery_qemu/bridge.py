@@ -20,7 +20,7 @@ from cuckoo_machinery_qemu.spec import MachineSpec
 
 AGENT_PORT = 8000
 _TUNSETIFF = 0x400454CA
-_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
 
 
 def firewall(bridge: str, machines: Iterable[MachineSpec], services: Iterable[Service]) -> str:
@@ -140,7 +140,9 @@ def _open_tap(spec: MachineSpec) -> int:
     tap = -1
     try:
         tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-        flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+        # no IFF_VNET_HDR: QEMU before 8.0 writes that header into its captures, and with offloads
+        # on they would hold segments that were never on a wire
+        flags = _IFF_TAP | _IFF_NO_PI
         fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", spec.tap.encode(), flags))
     except OSError as exc:
         if tap >= 0:

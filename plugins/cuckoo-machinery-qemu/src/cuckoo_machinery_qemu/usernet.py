@@ -19,7 +19,6 @@ from cuckoo_api.machinery import BadConfig, GuestAddress, Service
 from cuckoo_machinery_qemu.bridge import AGENT_PORT
 from cuckoo_machinery_qemu.spec import MachineSpec
 
-GUEST_IP, GATEWAY = "10.0.2.15", "10.0.2.2"
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _NAMESPACES = "/proc/sys/kernel/unprivileged_userns_clone"
 
@@ -63,14 +62,14 @@ class UserNetwork:
             self._folder = None
 
     def guest_addresses(self, spec: MachineSpec) -> tuple[str, str]:
-        """QEMU's user-mode network has the same two addresses for everyone."""
-        return GUEST_IP, GATEWAY
+        """The configured ones, as on a bridge: QEMU's user-mode network takes any."""
+        return spec.ip, spec.gateway
 
     def address(self, spec: MachineSpec, port: int) -> GuestAddress:
         """The agent behind a socket, and a socket for each service."""
         return GuestAddress(
             f"unix:{self._socket(spec, 'agent')}",
-            GATEWAY,
+            spec.gateway,
             port,
             {service.name: self._socket(spec, service.name) for service in self._services},
         )
@@ -93,10 +92,9 @@ class UserNetwork:
     @contextlib.asynccontextmanager
     async def connect(self, spec: MachineSpec) -> AsyncIterator[tuple[str, list[int]]]:
         """QEMU's ``-netdev``; it needs no descriptor."""
-        yield (
-            f"user,id=net0,ipv6=off,hostfwd=tcp:127.0.0.1:{AGENT_PORT}-:{AGENT_PORT}",
-            [],
-        )
+        agent = f"tcp:127.0.0.1:{AGENT_PORT}-{spec.ip}:{AGENT_PORT}"
+        subnet = f"net={spec.gateway}/24,host={spec.gateway}"
+        yield f"user,id=net0,ipv6=off,{subnet},hostfwd={agent}", []
 
     def _socket(self, spec: MachineSpec, service: str) -> Path:
         if self._folder is None:

@@ -22,7 +22,8 @@ LINE = re.compile(
     rb"|(.*))$",
     re.MULTILINE,
 )
-"""What a whole line holds: pid, time, then call, arguments, result, the result's path, error name; or the rest as it is."""
+"""What a whole line holds: pid, time, then call, arguments, result, the result's path and the
+error's name; or the rest as it is."""
 
 UNFINISHED = re.compile(rb"([a-z_][a-z0-9_]{0,31})\((.*) <unfinished \.\.\.>\)?$")
 RESUMED = re.compile(rb"<\.\.\. ([a-z_][a-z0-9_]{0,31}) resumed>(.*)$")
