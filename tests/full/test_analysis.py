@@ -1,0 +1,191 @@
+"""A sample goes in, a real virtual machine runs it, a report comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NewSite
+from serverkit import DONE, Site
+
+from cuckoo_api.guest.analyzer import PAYLOAD
+
+DEMO = PAYLOAD / "demo" / "demo-sample.sh"
+ELF_SOURCE = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void) {
+    if (fork() == 0) { execl("/bin/uname", "uname", "-a", (char *)0); _exit(1); }
+    wait(0);
+    int file = open("/tmp/from-elf", O_CREAT | O_WRONLY, 0600);
+    (void)!write(file, "left by an ELF\n", 15);
+    close(file);
+    puts("said by an ELF");
+    return 7;
+}
+"""
+
+
+def command_lines(report: dict[str, Any]) -> list[str]:
+    return [process["command_line"] for process in report["behavior"]["processes"]]
+
+
+async def test_the_demo_sample_from_upload_to_report(site: Site) -> None:
+    report = await site.analyse(DEMO, "demo-sample.sh", timeout=60)
+    sha256 = hashlib.sha256(DEMO.read_bytes()).hexdigest()
+    assert report["debug"]["errors"] == []
+    assert report["target"]["file"]["name"] == "demo-sample.sh"
+    assert report["target"]["file"]["sha256"] == sha256
+    assert report["info"]["machine"]["name"] == "cuckoo1"
+    assert report["info"]["route"] == "sinkhole"
+    # processes, with the child that worked in the background below the sample
+    [root] = report["behavior"]["processtree"]
+    assert root["command_line"] == "/tmp/demo-sample.sh"
+    [child] = [p for p in root["children"] if p["command_line"] == "/tmp/demo-sample.sh"]
+    assert [p["command_line"] for p in child["children"]] == [
+        "sleep 0.2",
+        "uname -a",
+        "cat /etc/passwd",
+    ]
+    assert "rm -f /tmp/demo-sample.sh" in command_lines(report)
+    # files: what was written, also when it was deleted again
+    summary = report["behavior"]["summary"]
+    assert "/etc/cron.d/demo-updater" in summary["file_written"]
+    assert set(summary["file_deleted"]) >= {"/tmp/demo-temporary.dat", "/tmp/demo-sample.sh"}
+    dropped = {entry["filepath"]: entry for entry in report["dropped"]}
+    assert dropped["/tmp/demo-temporary.dat"]["md5"] == hashlib.md5(b"temporary data\n").hexdigest()
+    # the network: the name, the request, and whom it went to; nothing of the sandbox's own
+    network = report["network"]
+    assert {(q["request"], q["type"]) for q in network["dns"]} == {
+        ("updates.demo.test", "A"),
+        ("updates.demo.test", "AAAA"),
+    }
+    assert network["domains"] == [{"domain": "updates.demo.test", "ip": "192.168.55.1"}]
+    assert [h["uri"] for h in network["http"]] == ["http://updates.demo.test/payload"]
+    assert network["hosts"] == ["192.168.55.1"]
+    assert {flow["dport"] for flow in network["tcp"]} == {80}
+    # what it means, with evidence
+    names = {signature["name"] for signature in report["signatures"]}
+    assert names >= {"persistence_cron", "persistence_shell", "self_delete", "network_download"}
+    assert all(signature["marks"] for signature in report["signatures"])
+    assert report["info"]["score"] > 5
+    assert report["screenshots"]
+    await site.assert_nothing_held()
+    assert await site.stop() == 0
+    await site.assert_nothing_left()
+
+
+async def test_every_artefact_of_an_analysis_is_served(site: Site) -> None:
+    task_id = await site.submit(DEMO, "demo-sample.sh", timeout=60, memory="yes")
+    assert (await site.until(task_id, *DONE))["status"] == "reported"
+    assert site.session is not None
+    expected = {
+        f"/tasks/screenshots/{task_id}": b"PK",
+        f"/tasks/screenshots/{task_id}/1": b"\xff\xd8\xff",
+        f"/pcap/get/{task_id}": b"\xd4\xc3\xb2\xa1",
+        f"/files/get/{hashlib.sha256(DEMO.read_bytes()).hexdigest()}": b"#!/bin/sh",
+    }
+    for path, magic in expected.items():
+        async with site.session.get(path) as response:
+            assert response.status == 200, path
+            assert (await response.content.read(len(magic))) == magic, path
+    dump = site.folder(task_id) / "memory.dmp"
+    with dump.open("rb") as file:
+        assert file.read(4) == b"\x7fELF"
+    task = await site.task(task_id)
+    assert task["guest"]["name"] == "cuckoo1"
+    assert task["guest"]["status"] == "stopped"
+    assert task["errors"] == []
+    assert task["duration"] > 0
+
+
+async def test_an_elf_is_run_and_described(site: Site, tmp_path: Path) -> None:
+    source, program = tmp_path / "sample.c", tmp_path / "sample"
+    source.write_text(ELF_SOURCE)
+    subprocess.run(["gcc", "-O1", "-static", "-o", program, source], check=True)
+    report = await site.analyse(program, "sample", timeout=30)
+    assert command_lines(report) == ["/tmp/sample", "uname -a"]
+    assert "The sample ended with code 7." in "".join(report["debug"]["log"])
+    [dropped] = [d for d in report["dropped"] if d["filepath"] == "/tmp/from-elf"]
+    assert dropped["size"] == 15
+    elf = report["static"]["elf"]
+    assert elf["header"]["type"].lower().startswith("exec")
+    assert any(section["name"] == ".text" for section in elf["sections"])
+
+
+async def test_a_python_script_and_a_url(site: Site) -> None:
+    script = b"import os\nopen('/tmp/by-python', 'w').write(os.environ['HOME'])\n"
+    report = await site.analyse(script, "job.py", timeout=30)
+    assert any(d["filepath"] == "/tmp/by-python" for d in report["dropped"])
+    assert site.session is not None
+    form = {"url": "http://files.example.test/tool.bin", "timeout": "30"}
+    async with site.session.post("/tasks/create/url", data=form) as response:
+        task_id = (await response.json())["task_id"]
+    assert (await site.until(task_id, *DONE))["status"] == "reported"
+    report = await site.get(f"/tasks/report/{task_id}")
+    assert report["target"] == {"category": "url", "url": form["url"]}
+    assert [h["uri"] for h in report["network"]["http"]] == [form["url"]]
+
+
+async def test_two_machines_work_at_once(site: Site) -> None:
+    sleeper = b"#!/bin/sh\nsleep 4\n"
+    first = await site.submit(sleeper, "a.sh", timeout=30)
+    second = await site.submit(sleeper, "b.sh", timeout=30)
+    await site.running(first)
+    await site.running(second)
+    states = {m["name"]: m for m in (await site.get("/machines/list"))["machines"]}
+    assert {m["status"] for m in states.values()} == {"running"}
+    assert {m["task_id"] for m in states.values()} == {first, second}
+    for task_id in (first, second):
+        assert (await site.until(task_id, *DONE))["status"] == "reported"
+    await site.assert_nothing_held()
+
+
+async def test_nothing_of_one_analysis_is_left_for_the_next(site: Site) -> None:
+    look = b"#!/bin/sh\nls /etc/cron.d /tmp > /var/seen; cat /root/.profile >> /var/seen\n"
+    for _ in range(2):  # on the same machine, one after the other
+        await site.analyse(DEMO, "demo-sample.sh", machine="cuckoo1", timeout=60)
+    report = await site.analyse(look, "look.sh", machine="cuckoo1", timeout=30)
+    [seen] = [d for d in report["dropped"] if d["filepath"] == "/var/seen"]
+    text = (site.folder(report["info"]["id"]) / seen["path"]).read_bytes()
+    assert b"look.sh" in text
+    assert b"demo" not in text
+
+
+@pytest.mark.parametrize("network", ["user", "bridge"])
+async def test_without_a_route_a_guest_reaches_the_result_server_only(
+    new_site: NewSite, network: str
+) -> None:
+    site = await new_site()
+    conf = site.cwd / "conf" / "qemu.conf"
+    conf.write_text(conf.read_text().replace("network = auto", f"network = {network}"))
+    if network == "user":
+        # the snapshots were taken on a bridge, and another network is another machine
+        for snapshots in (site.cwd / "machinery" / "qemu").glob("*/snapshots"):
+            snapshots.unlink()
+        build = site.command("guest", "build", "--machines", "2")
+        assert subprocess.run(build, check=False).returncode == 0
+    await site.start()
+    probe = b"""#!/usr/bin/env python3
+import socket
+def reach(ip, port):
+    s = socket.socket(); s.settimeout(3)
+    try:
+        s.connect((ip, port)); s.sendall(b"?"); s.recv(1); return "open"
+    except ConnectionRefusedError: return "refused"
+    except OSError as error: return type(error).__name__
+with open("/tmp/reached", "w") as f:
+    for port in (22, 53, 80, 8090):
+        print(port, reach("192.168.55.1", port), file=f)
+    print("out", reach("192.0.2.1", 80), file=f)
+"""
+    report = await site.analyse(probe, "probe.py", timeout=40)
+    [found] = [d for d in report["dropped"] if d["filepath"] == "/tmp/reached"]
+    text = (site.folder(report["info"]["id"]) / found["path"]).read_text()
+    assert "open" not in text, text
+    assert len(text.splitlines()) == 5

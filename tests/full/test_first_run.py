@@ -1,0 +1,47 @@
+"""The first run, as a new user sees it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from serverkit import Namespace, place_guest
+
+
+def test_the_demo_shows_what_the_sample_did(namespace: Namespace, tmp_path: Path) -> None:
+    cwd = tmp_path / "demo"
+    place_guest(cwd)
+    command = namespace.inside(sys.executable, "-m", "cuckoo_api", "--cwd", str(cwd), "demo")
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    for words in (
+        "score",
+        "Plants a cron job",
+        "uname -a",
+        "/etc/cron.d/demo-updater",
+        "/tmp/demo-temporary.dat",
+        "updates.demo.test -> 192.168.55.1",
+        "GET http://updates.demo.test/payload -> 200",
+        "Screenshots: ",
+        "/tasks/report/1",
+    ):
+        assert words in first.stdout
+    begin = time.monotonic()
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "/tasks/report/2" in second.stdout
+    assert time.monotonic() - begin < 60
+    assert namespace.pids() == []
+    assert namespace.links() == set()
+    assert namespace.rules() == ""
+
+
+def test_the_guest_is_proven_by_a_check(
+    namespace: Namespace, prepared: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "cuckoo_api", "--cwd", str(prepared), "guest", "check"]
+    done = subprocess.run(namespace.inside(*command), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("works") == 2
