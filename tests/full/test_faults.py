@@ -168,7 +168,7 @@ def small_disk(tmp_path: Path) -> Path:
 
 
 async def test_a_full_disk_loses_nothing_that_was_answered(
-    new_site: NewSite, small_disk: Path
+    new_site: NewSite, small_disk: Path, tmp_path: Path
 ) -> None:
     site = await new_site(**{"cuckoo.freespace": "32"})
     shutil.rmtree(site.cwd / "storage")
@@ -180,11 +180,14 @@ async def test_a_full_disk_loses_nothing_that_was_answered(
     filler.write_bytes(bytes(30 << 20))
     # what does not fit is refused, and nothing of it stays
     assert site.session is not None
-    form = aiohttp.FormData()
-    form.add_field("file", bytes(20 << 20), filename="large")
-    async with site.session.post("/tasks/create/file", data=form) as response:
-        assert response.status == 503
-        assert "disk is full" in (await response.json())["message"]
+    large = tmp_path / "large"
+    large.write_bytes(bytes(20 << 20))
+    with large.open("rb") as file:
+        form = aiohttp.FormData({"file": file})
+        async with site.session.post("/tasks/create/file", data=form) as response:
+            answer = await response.json()
+    assert response.status == 503
+    assert "disk is full" in answer["message"]
     assert len(list((small_disk / "binaries").iterdir())) == 1
     # what fits waits in the queue until there is room
     second = await site.submit(LONG, "long.sh", timeout=4)
