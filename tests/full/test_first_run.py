@@ -7,13 +7,21 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from serverkit import Namespace, place_guest
 
+AS_A_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
+"""Takes every right over the host away, and lets the files of the one who runs this be read."""
 
-def test_the_demo_shows_what_the_sample_did(namespace: Namespace, tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("prefix", [(), AS_A_USER], ids=["root", "user"])
+def test_the_demo_shows_what_the_sample_did(
+    namespace: Namespace, tmp_path: Path, prefix: tuple[str, ...]
+) -> None:
     cwd = tmp_path / "demo"
     place_guest(cwd)
-    command = namespace.inside(sys.executable, "-m", "cuckoo_api", "--cwd", str(cwd), "demo")
+    demo = [sys.executable, "-m", "cuckoo_api", "--cwd", str(cwd), "demo"]
+    command = namespace.inside(*prefix, *demo)
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stdout + first.stderr
     for words in (
