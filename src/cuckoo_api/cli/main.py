@@ -170,11 +170,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
+    if arguments.command == "api":
+        return _api(arguments, cwd)
+    _quiet()
     match arguments.command:
         case "init":
             return _init(cwd)
-        case "api":
-            return _api(arguments, cwd)
         case "submit":
             from cuckoo_api.cli.submit import submit
 
@@ -186,21 +187,25 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
         case "guest":
             from cuckoo_api.cli import guest
 
-            _quiet()
             action = guest.build if arguments.action == "build" else guest.check
             return asyncio.run(action(arguments, cwd))
         case _:
             from cuckoo_api.cli.demo import demo
 
-            _quiet()
             return asyncio.run(demo(arguments, cwd if arguments.cwd else None))
 
 
 def _quiet() -> None:
-    """These commands tell what they do themselves: of the log only warnings are shown."""
+    """These commands tell what they do themselves: of the log only warnings are shown, on stderr.
+
+    What they print may be read by a program.
+    """
     import structlog
 
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
 
 
 def _init(cwd: Path) -> int:
