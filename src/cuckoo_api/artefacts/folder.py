@@ -24,6 +24,8 @@ SUBFOLDERS = (
     "reports",
     "shots",
 )
+HIDDEN = ".deleted-"
+"""How the name of a folder on its way out begins; the task's id follows."""
 _NUMBER = re.compile(r"[0-9]{1,8}")
 _SHOT = re.compile(r"[0-9]{4,8}\.jpg")
 
@@ -42,6 +44,30 @@ class AnalysisFolder:
         full disk.
         """
         await asyncio.to_thread(self._create, task_json, sha256)
+
+    async def hide(self) -> None:
+        """Take the folder out of sight, in one step that :meth:`show` undoes. It may not exist."""
+        await asyncio.to_thread(self._move, self.path, self._hidden)
+
+    async def show(self) -> None:
+        """Undo :meth:`hide`."""
+        await asyncio.to_thread(self._move, self._hidden, self.path)
+
+    async def remove(self) -> None:
+        """Remove the folder that was hidden, for good."""
+        await asyncio.to_thread(shutil.rmtree, self._hidden, ignore_errors=True)
+
+    @property
+    def _hidden(self) -> Path:
+        return self.path.with_name(f"{HIDDEN}{self.path.name}")
+
+    @staticmethod
+    def _move(source: Path, target: Path) -> None:
+        try:
+            source.rename(target)
+        except FileNotFoundError:
+            return
+        sync_folder(source.parent)
 
     def _create(self, task_json: bytes, sha256: str) -> None:
         with disk_errors("the analysis folder"):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from cuckoo_api.artefacts.folder import AnalysisFolder
-from cuckoo_api.artefacts.upload import Upload, Workshop, remove_leftovers
+from cuckoo_api.artefacts.folder import HIDDEN, AnalysisFolder
+from cuckoo_api.artefacts.upload import Upload, Workshop, locked_alone, remove_leftovers
 from cuckoo_api.model.errors import NotFound
 
 WORKERS = 8
@@ -65,6 +66,26 @@ class Artefacts:
             except OSError:  # the answer is below, for this and for all else
                 pass
         raise NotFound("File not found")
+
+    async def forget_binary(self, sha256: str, is_wanted: Callable[[], Awaitable[bool]]) -> None:
+        """Remove the sample's file, unless an upload has it in hand or ``is_wanted`` says so.
+
+        ``is_wanted`` is asked while no upload can take the file for its own.
+        """
+        path = self._binaries / sha256
+        handle = locked_alone(path)
+        if handle < 0:
+            return
+        try:
+            if not await is_wanted():
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+        finally:
+            os.close(handle)
+
+    def hidden(self) -> list[int]:
+        """The tasks whose folders were on their way out when a process ended."""
+        names = (path.name.removeprefix(HIDDEN) for path in self._analyses.glob(f"{HIDDEN}*"))
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def analysis(self, task_id: int) -> AnalysisFolder:
         """The folder of a task, whether it, or the task, exists or not."""

@@ -66,6 +66,7 @@ class Upload:
         self._max_size = max_size
         self._path: Path | None = None
         self._handle = -1
+        self._kept = -1
         self._waiting = bytearray()
         self._given_up = False
         self._hashes = [hashlib.new(name) for name in ("md5", "sha1", "sha256", "sha512")]
@@ -89,12 +90,16 @@ class Upload:
     async def finish(self) -> NewSample:
         """Make the file durable under its SHA-256, and say what it is.
 
-        Call it once. A sample that is there already stays. Raises Unavailable on a full disk.
+        Call it once. A sample that is there already stays. Until :meth:`discard` nobody removes
+        it: there is time to keep a row that refers to it. Raises Unavailable on a full disk.
         """
         return await self._hop(self._finish)
 
     async def discard(self) -> None:
-        """Remove what is not finished."""
+        """Remove what is not finished; let go of what is."""
+        if self._kept >= 0:
+            os.close(self._kept)
+            self._kept = -1
         if self._handle >= 0:
             # another pool than the uploads': theirs may be gone when the server stops
             await _ended(asyncio.get_running_loop().run_in_executor(None, self._remove))
@@ -150,7 +155,8 @@ class Upload:
     def _keep(self, fuzzy: str, kind: str, unsaved: bytes | None = None) -> NewSample:
         md5, sha1, sha256, sha512 = (digest.hexdigest() for digest in self._hashes)
         final = self._workshop.folder / sha256
-        if not _is_whole(final, self.size):
+        self._kept = _adopted(final, self.size)
+        if self._kept < 0:
             if unsaved is not None:
                 self._save(unsaved)
             self._publish(final)
@@ -176,6 +182,9 @@ class Upload:
                 raise Unavailable("The upload was given up")
             self._path.rename(final)
             self._path = None
+        # its lock goes on holding, now beside those of others who keep the same file
+        fcntl.flock(self._handle, fcntl.LOCK_SH)
+        self._kept, self._handle = self._handle, -1
 
     def _remove(self) -> None:
         if self._handle >= 0:
@@ -218,12 +227,32 @@ def _incoming(folder: Path) -> tuple[Path, int]:
         path.unlink(missing_ok=True)
 
 
-def _is_whole(path: Path, size: int) -> bool:
+def _adopted(path: Path, size: int) -> int:
+    """The sample that is there already, whole, open and locked against removal; -1 if it is not."""
     try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size == size
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    fcntl.flock(handle, fcntl.LOCK_SH)  # who removes a sample does it in a moment
+    found = os.fstat(handle)
+    if stat.S_ISREG(found.st_mode) and found.st_size == size and found.st_nlink:
+        return handle
+    os.close(handle)
+    return -1
+
+
+def locked_alone(path: Path) -> int:
+    """The file, locked so that no upload adopts it; -1 where one has it, or it is not there."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return -1
+    return handle
 
 
 async def _ended(work: asyncio.Future[T]) -> None:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.sample import NewSample
 from cuckoo_api.model.task import DATE_FORMAT, TRANSITIONS, Guest, NewTask, Status, Task, now_text
-from cuckoo_api.store import listing
+from cuckoo_api.store import lifecycle, listing
 from cuckoo_api.store.claim import BEST_OF_EACH, best_for, demand
 from cuckoo_api.store.connection import Database, Transaction, compiled
 from cuckoo_api.store.listing import SELECT, TaskFilter, task_of
@@ -34,6 +34,7 @@ _GET = compiled(SELECT.where(_by_id))
 _UNFINISHED = compiled(
     SELECT.where(tasks.c.status.in_(["running", "completed"])).order_by(tasks.c.id)
 )
+_COMPLETED = compiled(SELECT.where(tasks.c.status == "completed").order_by(tasks.c.id))
 _COUNTS = compiled(sa.select(tasks.c.status, sa.func.count()).group_by(tasks.c.status))
 _STORED = [
     *(name for name in NewTask.__struct_fields__ if name != "machine"),
@@ -129,6 +130,14 @@ class TaskStore:
         """What runs or waits for its report; after a restart, what must be taken up again."""
         return [task_of(row) for row in await self._database.rows(_UNFINISHED, {}, slow=True)]
 
+    async def completed(self) -> list[Task]:
+        """What has been analysed and waits for its report, the first time or once more."""
+        return [task_of(row) for row in await self._database.rows(_COMPLETED, {}, slow=True)]
+
+    async def to_stop(self) -> list[int]:
+        """The ids of cancelled tasks whose machine still runs for them."""
+        return [row[0] for row in await self._database.rows(lifecycle.TO_STOP, {})]
+
     # -- change -------------------------------------------------------------------------------
 
     async def claim(self, machine: Machine) -> Task | None:
@@ -176,6 +185,34 @@ class TaskStore:
             return target
 
         return await self._database.write(operation)
+
+    async def reschedule(self, task_id: int, priority: int | None = None) -> int | None:
+        """Submit the task once more, with its own priority or another; the new one's id.
+
+        The old one becomes ``recovered``. None where it does not exist, Conflict while it runs.
+        """
+        return await self._database.write(
+            lambda transaction: lifecycle.reschedule(transaction, task_id, priority)
+        )
+
+    async def cancel(self, task_id: int) -> Status | None:
+        """Take the task out of the queue, or mark it to be stopped; the state that it was in.
+
+        None where it does not exist, Conflict when it has come to an end.
+        """
+        return await self._database.write(
+            lambda transaction: lifecycle.cancel(transaction, task_id)
+        )
+
+    async def delete(self, task_id: int) -> str | None:
+        """Forget the task, and its sample when nothing else refers to it.
+
+        The SHA-256 of a sample that went with it, else empty; None where the task does not
+        exist, Conflict while it runs or its report is made.
+        """
+        return await self._database.write(
+            lambda transaction: lifecycle.delete(transaction, task_id)
+        )
 
     async def add_error(self, task_id: int, text: str) -> None:
         """Append to the task's errors."""
