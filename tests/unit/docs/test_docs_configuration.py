@@ -1,0 +1,135 @@
+"""docs/configuration.md and conf/ say what the settings are, no more and no less."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docskit import ROOT, codes, page, rows, section, table
+
+from cuckoo_api.machinery import Option
+from cuckoo_api.settings import default_conf
+from cuckoo_api.settings.ini import Findings, IniFile
+from cuckoo_api.settings.init import CORE_FILES
+from cuckoo_api.settings.load import INHERITED, INHERITED_SECTIONS, MACHINE_KEYS, SECTIONS
+from cuckoo_machinery_qemu.plugin import MACHINE_OPTIONS, OPTIONS
+
+PAGE = page("docs/configuration.md")
+
+FIELDS = [
+    pytest.param(file, name, field, id=f"{file}.{name}.{field.name}")
+    for file, sections in SECTIONS.items()
+    for name, kind in sections.items()
+    for field in dataclasses.fields(kind)
+]
+
+
+def in_file(field: dataclasses.Field[Any]) -> str:
+    """A field's default as the file has it."""
+    match field.default:
+        case bool():
+            return "yes" if field.default else "no"
+        case int():
+            return str(field.default // field.metadata.get("scale", 1))
+        case tuple():
+            return ", ".join(field.default)
+        case None:
+            return ""
+        case _:
+            return str(field.default)
+
+
+def documented(file: str, name: str) -> dict[str, dict[str, str]]:
+    return table(section(section(PAGE, f"conf/{file}.conf"), f"[{name}]"))
+
+
+@pytest.mark.parametrize(("file", "name"), [(f, s) for f, of in SECTIONS.items() for s in of])
+def test_every_key_of_a_section_is_documented(file: str, name: str) -> None:
+    assert list(documented(file, name)) == [
+        f.name for f in dataclasses.fields(SECTIONS[file][name])
+    ]
+
+
+@pytest.mark.parametrize(("file", "name", "field"), FIELDS)
+def test_default_and_limits_are_documented(
+    file: str, name: str, field: dataclasses.Field[Any]
+) -> None:
+    row = documented(file, name)[field.name]
+    assert row["Meaning"]
+    expected = in_file(field)
+    assert row["Default"] == (f"`{expected}`" if expected else "empty")
+    if "low" in field.metadata:
+        assert row["Allowed"] == f"{field.metadata['low']} to {field.metadata['high']}"
+    if "choices" in field.metadata:
+        assert tuple(codes(row["Allowed"])) == field.metadata["choices"]
+
+
+@pytest.mark.parametrize(("file", "name", "field"), FIELDS)
+def test_the_files_that_ship_show_the_defaults(
+    tmp_path: Path, file: str, name: str, field: dataclasses.Field[Any]
+) -> None:
+    path = tmp_path / f"{file}.conf"
+    path.write_text(default_conf(path.name))
+    ini = IniFile(path, path.name, Findings())
+    assert ini.text(name, field.name, "it is missing") == in_file(field)
+
+
+def test_every_section_of_the_page_exists() -> None:
+    for file, sections in SECTIONS.items():
+        text = section(PAGE, f"conf/{file}.conf")
+        shown = [line[4:] for line in text.splitlines() if line.startswith("### ")]
+        assert shown == [f"[{name}]" for name in sections]
+    assert {f"{file}.conf" for file in SECTIONS} == set(CORE_FILES)
+
+
+def test_the_keys_of_every_machine_are_documented() -> None:
+    first, second = section(PAGE, "Machines of every machinery").split("Each machine's section")
+    assert list(table(first)) == ["machines", "interface"]
+    assert list(table(second)) == list(MACHINE_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("heading", "options"), [("[qemu]", OPTIONS), ("A machine", MACHINE_OPTIONS)]
+)
+def test_the_options_of_the_qemu_plugin_are_documented(
+    heading: str, options: tuple[Option, ...]
+) -> None:
+    found = table(section(section(PAGE, "conf/qemu.conf"), heading))
+    assert list(found) == [option.name for option in options]
+    for option in options:
+        row = found[option.name]
+        assert row["Default"] == (f"`{option.default}`" if option.default else "empty")
+        if option.choices:
+            assert tuple(codes(row["Allowed"])) == option.choices
+
+
+def test_the_qemu_file_that_ships_shows_the_defaults(tmp_path: Path) -> None:
+    text = page("plugins/cuckoo-machinery-qemu/qemu.conf")
+    assert page("conf/qemu.conf") == text
+    path = tmp_path / "qemu.conf"
+    path.write_text(text)
+    ini = IniFile(path, path.name, Findings())
+    assert ini.sections == ["qemu"]
+    for option in OPTIONS:
+        assert ini.text("qemu", option.name, "it is missing") == option.default
+    assert ini.text("qemu", "machines", "it is missing") == ""
+    bridge = ini.text("qemu", "interface")
+    assert f"`interface`, the bridge's name, is `{bridge}`" in section(PAGE, "[qemu]")
+
+
+def test_the_ignored_keys_of_cuckoo_2_are_listed() -> None:
+    text = section(PAGE, "Keys of Cuckoo 2 that are ignored")
+    listed = {(row["File"], row["Section"]): codes(row["Keys"]) for row in rows(text)}
+    assert listed == {
+        (f"`conf/{file}.conf`", f"`[{name}]`"): keys.split()
+        for (file, name), keys in INHERITED.items()
+    }
+    for name in INHERITED_SECTIONS["cuckoo"]:
+        assert f"`[{name}]`" in text
+    assert INHERITED_SECTIONS["routing"] == ("*",)
+
+
+def test_nothing_but_the_documented_files_ships() -> None:
+    assert {path.name for path in (ROOT / "conf").iterdir()} == {*CORE_FILES, "qemu.conf"}

@@ -1,0 +1,172 @@
+"""docs/machinery.md: the example runs, and what it says of the contract is what the contract is."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from docskit import block, codes, page, section, table
+
+from cuckoo_api import machinery
+from cuckoo_api.fleet import load_plugins
+from cuckoo_api.fleet.deadlines import Deadlines
+from cuckoo_api.machinery import (
+    API_VERSION,
+    PROJECT_NAME,
+    BackendConfig,
+    Capability,
+    MachineryBackend,
+    MachineryError,
+    MachineryHooks,
+    MachineryPlugin,
+    MachineState,
+)
+from cuckoo_api.settings import load_settings
+from cuckoo_api.testing.conformance import OPTIONAL_CALLS, Rig
+from cuckoo_api.testing.fake import FakeBackend
+from cuckoo_machinery_qemu.backend import QemuBackend
+
+PAGE = page("docs/machinery.md")
+
+
+def module(name: str) -> ModuleType:
+    """A block of the page as the module that its title names."""
+    made = ModuleType(name)
+    sys.modules[name] = made
+    exec(compile(block(PAGE, f"{name}.py"), f"docs/machinery.md: {name}.py", "exec"), vars(made))
+    return made
+
+
+FOLDER = module("cuckoo_machinery_folder")
+
+
+class TestTheExample(module("test_folder").TestFolder):  # type: ignore[misc]  # made of text
+    """The page's own test: the whole conformance suite on the page's own backend."""
+
+
+def names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def public(kind: type) -> set[str]:
+    return {name for name, _ in inspect.getmembers(kind, callable) if not name.startswith("_")}
+
+
+# -- the example --------------------------------------------------------------------------------
+
+
+def test_the_server_takes_the_example_as_a_plugin() -> None:
+    plugin = load_plugins([FOLDER])["folder"]
+    assert plugin.backend is FOLDER.FolderBackend
+    assert plugin.api_version == API_VERSION
+
+
+def test_the_example_s_package_names_the_module_under_the_right_entry_point() -> None:
+    project = tomllib.loads(block(PAGE, "pyproject.toml"))["project"]
+    assert project["entry-points"] == {PROJECT_NAME: {"folder": FOLDER.__name__}}
+
+
+def test_the_example_s_configuration_is_read_without_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/cuckoo.conf").write_text("[cuckoo]\nmachinery = folder\n")
+    plugin = load_plugins([FOLDER])["folder"]
+    for text in (plugin.default_conf, block(PAGE, "conf/folder.conf")):
+        (tmp_path / "conf/folder.conf").write_text(text)
+        settings = load_settings(tmp_path, [plugin])
+        assert settings.warnings == ()
+    assert [m.ip for m in settings.machinery["folder"].machines] == ["127.0.0.2"]
+
+
+# -- the contract -------------------------------------------------------------------------------
+
+
+def test_every_hook_is_documented() -> None:
+    assert set(table(section(PAGE, "The hook"))) == public(MachineryHooks)
+
+
+@pytest.mark.parametrize(
+    ("after", "kind"),
+    [("A `MachineryPlugin` has", MachineryPlugin), ("`BackendConfig` is all", BackendConfig)],
+)
+def test_the_fields_of_what_plugin_and_core_exchange(after: str, kind: type) -> None:
+    assert set(table(section(PAGE, "The hook").split(after)[1])) == names(kind)
+
+
+def methods() -> Iterable[tuple[str, dict[str, str]]]:
+    for call, row in table(section(PAGE, "The methods")).items():
+        yield call.partition("(")[0], row
+
+
+def test_every_method_is_documented_with_its_arguments_and_its_capability() -> None:
+    documented = dict(methods())
+    assert set(documented) == public(MachineryBackend)
+    flags = {name: flag for flag, calls in OPTIONAL_CALLS.items() for name in calls}
+    for name, row in documented.items():
+        signature = inspect.signature(getattr(MachineryBackend, name))
+        arguments = ", ".join(list(signature.parameters)[1:])
+        assert codes(row["Method"]) == [f"{name}({arguments})"]
+        assert codes(row["Capability"]) == ([str(flags[name].name)] if name in flags else [])
+        required = name in MachineryBackend.__abstractmethods__
+        assert required is (name not in flags)
+
+
+def test_the_times_are_those_that_the_core_allows() -> None:
+    deadlines = Deadlines()
+    allowed = {
+        "open": deadlines.open,
+        "close": deadlines.close,
+        "labels": deadlines.labels,
+        "state": deadlines.state,
+        "restore_and_start": deadlines.start,
+        "power_off": deadlines.power_off,
+        "screenshot": deadlines.screenshot,
+        "dump_memory": deadlines.dump,
+        **dict.fromkeys(("reboot", "start_capture", "stop_capture"), deadlines.order),
+    }
+    for name, row in methods():
+        seconds = re.search(r"(\d+) s$", row["Within"])
+        assert (seconds and float(seconds[1])) == allowed.get(name), name
+
+
+def test_every_state_and_every_error_is_documented() -> None:
+    assert set(table(section(PAGE, "States"))) == set(MachineState)
+    errors = {
+        name
+        for name in machinery.__all__
+        if isinstance(kind := getattr(machinery, name), type) and issubclass(kind, MachineryError)
+    }
+    assert set(table(section(PAGE, "Errors"))) == errors - {"MachineryError"}
+
+
+@pytest.mark.parametrize(("column", "backend"), [("qemu", QemuBackend), ("fake", FakeBackend)])
+def test_the_capability_table_is_what_the_backends_declare(
+    column: str, backend: type[MachineryBackend]
+) -> None:
+    documented = table(section(PAGE, "Capabilities"))
+    assert list(documented) == [flag.name for flag in Capability]
+    can = {name for name, row in documented.items() if row[column] == "yes"}
+    assert can == {flag.name for flag in backend.capabilities}
+    assert {row[column] for row in documented.values()} <= {"yes", "no"}
+
+
+def test_every_field_of_a_rig_is_documented_with_its_default() -> None:
+    documented = table(section(PAGE, "The conformance suite"))
+    fields = {field.name: field for field in dataclasses.fields(Rig)}
+    assert list(documented) == list(fields)
+    for name, row in documented.items():
+        field = fields[name]
+        if field.default is not dataclasses.MISSING:
+            shown = repr(field.default).replace("'", '"')
+        elif field.default_factory is not dataclasses.MISSING:
+            shown = repr(field.default_factory())
+        else:
+            assert row["Default"] == ""
+            continue
+        assert codes(row["Default"]) == [shown]
