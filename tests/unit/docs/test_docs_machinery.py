@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from docskit import block, codes, page, section, table
+from docskit import block, blocks, codes, page, section, table
 
 from cuckoo_api import machinery
 from cuckoo_api.fleet import load_plugins
@@ -28,7 +28,7 @@ from cuckoo_api.machinery import (
     MachineryPlugin,
     MachineState,
 )
-from cuckoo_api.settings import load_settings
+from cuckoo_api.settings import Settings, load_settings
 from cuckoo_api.testing.conformance import OPTIONAL_CALLS, Rig
 from cuckoo_api.testing.fake import FakeBackend
 from cuckoo_machinery_qemu.backend import QemuBackend
@@ -82,6 +82,19 @@ def test_the_example_s_configuration_is_read_without_a_warning(tmp_path: Path) -
         settings = load_settings(tmp_path, [plugin])
         assert settings.warnings == ()
     assert [m.ip for m in settings.machinery["folder"].machines] == ["127.0.0.2"]
+
+
+def test_the_other_snippets_run(tmp_path: Path) -> None:
+    given = {
+        "Rig": Rig,
+        "make": FOLDER.FolderBackend,
+        "settings": Settings(cwd=tmp_path),
+        FOLDER.__name__: FOLDER,
+    }
+    snippets = [b.text for b in blocks(PAGE) if b.language == "python" and not b.title]
+    assert len(snippets) == 2
+    for text in snippets:
+        exec(text, dict(given))
 
 
 # -- the contract -------------------------------------------------------------------------------

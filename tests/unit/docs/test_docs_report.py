@@ -1,0 +1,108 @@
+"""docs/report.md and docs/guest.md agree with what reports, guests and the result server are."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+from docskit import ROOT, blocks, codes, page, section, table
+
+from cuckoo_api.artefacts.folder import SUBFOLDERS
+from cuckoo_api.guest import GuestJob
+from cuckoo_api.model.task import Task
+from cuckoo_api.reporting.reporters.jsonreport import CONSTANT
+from cuckoo_api.reporting.sections import EMPTY, PROCESSORS
+from cuckoo_api.reporting.signatures import SIGNATURES, score
+from cuckoo_api.results.protocol import FOLDERS
+
+REPORT = page("docs/report.md")
+GUEST = page("docs/guest.md")
+PAYLOAD = ROOT / "src/cuckoo_api/guest/payload"
+
+
+# -- the report ---------------------------------------------------------------------------------
+
+
+def test_every_part_of_the_report_is_documented() -> None:
+    assert list(table(REPORT)) == ["info", *PROCESSORS, "signatures", *CONSTANT]
+
+
+@pytest.mark.parametrize("part", ["behavior", "network"])
+def test_every_key_of_a_part_is_documented(part: str) -> None:
+    assert list(table(section(REPORT, part))) == list(EMPTY[part])
+
+
+def test_every_category_of_the_summary_is_documented() -> None:
+    source = page("src/cuckoo_api/reporting/processors/trace/calls.py")
+    used = set(re.findall(r'\b(?:add|_activity\.add)\([\w.]+, "(\w+)"', source))
+    assert set(table(section(REPORT, "behavior").split("of the summary:")[1])) == used
+
+
+def test_the_signatures_are_listed_as_they_are() -> None:
+    found = table(section(REPORT, "signatures"))
+    assert list(found) == [kind.name for kind in SIGNATURES]
+    for kind in SIGNATURES:
+        row = found[kind.name]
+        assert row["Severity"] == str(kind.severity)
+        assert row["Technique"] == ", ".join(kind.ttp)
+        assert row["Description"] == kind.description
+    for name in ("README.md", "CHANGELOG.md"):
+        assert f"{len(SIGNATURES)}" in re.findall(r"(\d+)\s+signatures", page(name))
+
+
+def test_the_score_is_computed_as_it_says() -> None:
+    text = section(REPORT, "The score")
+    rows = re.findall(r"^\| (\d) \| [^|]+ \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert [level for level, _ in rows] == ["1", "2", "3"]
+    for level, counts in rows:
+        assert score([int(level)]) == float(counts)
+    assert score([3] * 4) == 10
+
+
+def test_every_folder_of_an_analysis_is_documented() -> None:
+    found = table(section(REPORT, "The analysis folder"))
+    assert {name.rstrip("/") for name in found if name.endswith("/")} == set(SUBFOLDERS)
+
+
+# -- guests -------------------------------------------------------------------------------------
+
+
+def test_every_route_of_the_agent_is_documented() -> None:
+    source = (PAYLOAD / "agent.py").read_text()
+    found = set(re.findall(r"^    def (get|post)_(\w+)\(self, request", source, re.MULTILINE))
+    served = {f"{method.upper()} /{path.replace('index', '')}" for method, path in found}
+    documented = table(section(GUEST, "The agent's protocol"))
+    assert set(documented) == served
+    fields = {field for row in documented.values() for field in codes(row["Form fields"])}
+    for field in fields:
+        assert f'"{field}"' in source
+
+
+def test_the_shown_analysis_conf_has_the_keys_of_a_real_one() -> None:
+    shown, real = (configparser.ConfigParser(interpolation=None) for _ in range(2))
+    [text] = [b.text for b in blocks(GUEST) if b.text.startswith("[analysis]")]
+    shown.read_string(text)
+    job = GuestJob(
+        task=Task(id=1, category="file", target="x", added_on=""),
+        sample=None, analyzer=Path("x"),
+        resultserver_ip="192.168.55.1", resultserver_port=2042, timeout=30,
+    )  # fmt: skip
+    real.read_string(job.conf())
+    assert list(shown["analysis"]) == list(real["analysis"])
+
+
+def test_the_packages_and_options_are_the_analyzer_s() -> None:
+    source = (PAYLOAD / "analyzers/linux/targets.py").read_text()
+    for package in table(section(GUEST, "Packages")):
+        assert f'"{package}"' in source
+    read = set(re.findall(r'conf\.options\.get\("(\w+)"', source))
+    # the other two are the server's
+    assert set(table(section(GUEST, "Options"))) == read | {"filename", "route"}
+
+
+def test_the_folders_of_the_result_server_are_documented() -> None:
+    text = " ".join(section(GUEST, "The result server's protocol").split())
+    found = text.partition("one of the folders ")[2].partition(", and one plain name")[0]
+    assert set(codes(found)) == FOLDERS
