@@ -189,12 +189,12 @@ class Site:
             task = await self.task(task_id)
         return task
 
-    async def running(self, task_id: int) -> None:
-        """Until the sample runs in its guest."""
-        deadline = time.monotonic() + ANALYSIS_TIMEOUT
+    async def running(self, task_id: int, trace: bytes = b"execve") -> None:
+        """Until the sample runs in its guest, and its trace holds these words."""
+        deadline = time.monotonic() + START_TIMEOUT
         folder = self.folder(task_id) / "logs"
         # the trace arrives while the sample runs
-        while not any(path.stat().st_size for path in folder.glob("*.strace")):
+        while not any(trace in path.read_bytes() for path in folder.glob("*.strace")):
             assert time.monotonic() < deadline, self.log[-4000:]
             await asyncio.sleep(0.02)
 

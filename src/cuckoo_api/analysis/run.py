@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from cuckoo_api.analysis import reboot
 from cuckoo_api.analysis.screenshots import take_screenshots
 from cuckoo_api.artefacts import AnalysisFolder, Artefacts
 from cuckoo_api.fleet import Lease
@@ -104,6 +105,10 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
         client = await undo.enter_async_context(GuestClient(lease.address.agent))
         try:
             await client.wait_ready(settings.timeouts.agent)
+            if task.package == reboot.PACKAGE:
+                parent = workshop.artefacts.analysis(reboot.parent_of(task))
+                errors += await reboot.restart_with(lease, client, parent, settings.timeouts.agent)
+                sample = None  # it starts by itself, or it did not persist
             seconds = task.timeout or settings.timeouts.default
             await client.start(
                 GuestJob(
@@ -117,7 +122,7 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
                     timeout=seconds,
                 )
             )
-        except GuestError as exc:
+        except (GuestError, MachineryError) as exc:
             raise InfrastructureFault(f"{machine.name}: {exc}") from exc
         log.info("analysis.started", task_id=task.id, machine=machine.name)
 

@@ -1,4 +1,9 @@
-"""Waiting tasks x free machines. Wakes on events, never polls."""
+"""Waiting tasks x free machines. Wakes on events, never polls.
+
+What is to be done stands in the store, and only there: tasks that wait, cancelled ones that still
+run, completed ones without a report. Whoever changed it, in this process or another, only has to
+wake the scheduler.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,7 @@ log = structlog.get_logger()
 DISK_RECHECK = 10.0
 """Seconds until a disk that was too full is looked at again: freeing space makes no event."""
 PARALLEL_REPORTS = 2
+REPORTABLE = frozenset({Status.COMPLETED, Status.CANCELLED})
 
 
 class Scheduler:
@@ -38,17 +44,17 @@ class Scheduler:
         self._settings = workshop.settings
         self._wanted = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
+        self._analyses: dict[int, asyncio.Task[list[str]]] = {}
+        self._reporting: set[int] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._reports = asyncio.Semaphore(PARALLEL_REPORTS)
 
     def wake(self) -> None:
-        """A task was added, or a machine may have become free."""
+        """A task was added, cancelled or is to be reported, or a machine may have become free."""
         self._wanted.set()
 
-    async def open(self, unreported: list[Task]) -> None:
-        """Start giving out work; ``unreported`` are analyses of an earlier process to report."""
-        for task in unreported:
-            self._spawn(self._report(task))
+    def open(self) -> None:
+        """Start giving out work."""
         self._loops = [
             asyncio.create_task(self._give_out(), name="scheduler"),
             asyncio.create_task(self._follow_fleet(), name="scheduler-fleet"),
@@ -71,6 +77,8 @@ class Scheduler:
             await self._wanted.wait()
             self._wanted.clear()
             try:
+                await self._stop_cancelled()
+                await self._report_completed()
                 await self._give_each_machine_a_task()
             except CuckooError:
                 log.exception("scheduler.failed")
@@ -83,6 +91,18 @@ class Scheduler:
             lease = await self._fleet.lease(machine)
             if lease is not None:
                 self._spawn(self._see_through(lease))
+
+    async def _stop_cancelled(self) -> None:
+        if not self._analyses:
+            return
+        for task_id in await self._store.tasks.to_stop():
+            if (analysis := self._analyses.get(task_id)) is not None:
+                analysis.cancel()
+
+    async def _report_completed(self) -> None:
+        for task_id in await self._store.tasks.completed():
+            if task_id not in self._reporting:
+                self._spawn(self._report(task_id))
 
     async def _follow_fleet(self) -> None:
         while True:
@@ -104,7 +124,13 @@ class Scheduler:
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            # its machine is free; its state stands in the store, for the next wake or start
+            log.error("scheduler.task_failed", exc_info=fault)
 
     # -- one task ------------------------------------------------------------------------------
 
@@ -114,7 +140,7 @@ class Scheduler:
         with structlog.contextvars.bound_contextvars(task_id=task.id):
             errors: list[str] | None = None
             try:
-                errors = await self._analyse(self._workshop, lease)
+                errors = await self._run(lease)
             except InfrastructureFault as exc:
                 await self._fleet.quarantine(lease.machine.name, str(exc))
                 await self._try_again(task, str(exc))
@@ -135,8 +161,24 @@ class Scheduler:
                 return
             for error in errors:
                 await self._store.tasks.add_error(task.id, error)
-            if await self._store.tasks.transition(task.id, Status.RUNNING, Status.COMPLETED):
-                await self._report(task)
+            # one that was cancelled meanwhile stays so, and is reported all the same
+            await self._store.tasks.transition(task.id, Status.RUNNING, Status.COMPLETED)
+            await self._report(task.id)
+
+    async def _run(self, lease: Lease) -> list[str]:
+        """The analysis, which :meth:`_stop_cancelled` may break off; its errors."""
+        task_id = lease.task.id
+        work = asyncio.ensure_future(self._analyse(self._workshop, lease))
+        self._analyses[task_id] = work
+        try:
+            return await work
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise  # the server stops
+            return ["The analysis was cancelled"]
+        finally:
+            del self._analyses[task_id]
 
     async def _try_again(self, task: Task, reason: str) -> None:
         status = await self._store.tasks.requeue(
@@ -144,23 +186,34 @@ class Scheduler:
         )
         log.warning("analysis.failed", reason=reason, status=status.value)
 
-    async def _report(self, task: Task) -> None:
-        """Make the report of a completed task; a failed one is the task's last state."""
-        async with self._reports:
-            current = await self._store.tasks.get(task.id)
-            if current is None:
-                return
-            machine = await self._store.machines.get(current.machine) if current.machine else None
-            folder = self._workshop.artefacts.analysis(task.id)
-            try:
-                errors = await make_report(folder.path, current, machine, self._settings.processing)
-            except ProcessingFailed as exc:
-                await self._store.tasks.transition(
-                    task.id, Status.COMPLETED, Status.FAILED_PROCESSING, error=str(exc)
-                )
-                log.exception("report.failed")
-                return
-            for error in errors:
-                await self._store.tasks.add_error(task.id, error)
-            await self._store.tasks.transition(task.id, Status.COMPLETED, Status.REPORTED)
-            log.info("report.made", task_id=task.id)
+    async def _report(self, task_id: int) -> None:
+        """Make the report of a task that is done; a failed one is the task's last state."""
+        if task_id in self._reporting:
+            return
+        self._reporting.add(task_id)
+        try:
+            async with self._reports:
+                await self._make_report(task_id)
+        finally:
+            self._reporting.discard(task_id)
+
+    async def _make_report(self, task_id: int) -> None:
+        tasks = self._store.tasks
+        task = await tasks.get(task_id)
+        if task is None or task.status not in REPORTABLE:
+            return
+        machine = await self._store.machines.get(task.machine) if task.machine else None
+        folder = self._workshop.artefacts.analysis(task_id)
+        try:
+            errors = await make_report(folder.path, task, machine, self._settings.processing)
+        except ProcessingFailed as exc:
+            log.exception("report.failed", task_id=task_id)
+            await tasks.transition(
+                task_id, Status.COMPLETED, Status.FAILED_PROCESSING, error=str(exc)
+            )
+            return
+        for error in errors:
+            if error not in task.errors:  # said by an earlier report
+                await tasks.add_error(task_id, error)
+        await tasks.transition(task_id, Status.COMPLETED, Status.REPORTED)
+        log.info("report.made", task_id=task_id)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, Protocol
 
+from cuckoo_api.analysis import reboot
 from cuckoo_api.analysis.submission import (
     base_name,
     check_machines,
@@ -18,14 +20,21 @@ from cuckoo_api.analysis.submission import (
 )
 from cuckoo_api.analysis.system import SystemStatus, free_bytes, system_status
 from cuckoo_api.artefacts import AnalysisFolder, Artefacts, Upload
-from cuckoo_api.model.errors import BadInput, NotFound
+from cuckoo_api.model.errors import BadInput, Conflict, CuckooError, NotFound
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.sample import NewSample, Sample
-from cuckoo_api.model.task import NewTask, Task
+from cuckoo_api.model.task import NewTask, Status, Task
 from cuckoo_api.settings import Settings
-from cuckoo_api.store import Store, TaskFilter
+from cuckoo_api.store import BUSY, Store, TaskFilter
 
 MAX_URL = 8 << 10
+PROCESSED = frozenset({Status.REPORTED, Status.FAILED_PROCESSING, Status.FAILED_REPORTING})
+"""States in which there are results to make a report of."""
+REBOOT_KEEPS = (
+    "category", "target", "sample_id", "options", "timeout", "priority", "owner", "platform",
+    "tags", "memory", "enforce_timeout",
+)  # fmt: skip
+"""What a reboot analysis takes over from the one that it follows."""
 
 
 class MachineView(Protocol):
@@ -73,33 +82,33 @@ class AnalysisService:
         """Make a task of each upload, with its client's name; ids once all is durable.
 
         Raises BadInput for a field that does not parse, a machine that is not there, or, with
-        ``unique``, a file that was submitted before. What was refused leaves no file behind.
+        ``unique``, a file that was submitted before or twice now. All are taken or none: what was
+        refused leaves no task and no file behind.
         """
         parsed = parse_fields(fields)
         unique = parse_bool("unique", fields.get("unique", ""))
         tasks = [NewTask(category="file", target=base_name(name), **parsed) for name, _ in uploads]
         await self._check(tasks[0])
-        ids: list[int] = []
-        async with self._unique if unique else nullcontext():
-            for task, (_, upload) in zip(tasks, uploads, strict=True):
-                sample = await upload.finish()
-                if unique and await self._store.samples.find("sha256", sample.sha256):
-                    raise BadInput("This file has already been submitted")
-                ids += await self._store.tasks.submit([task], sample)
+        samples: list[NewSample] = []
+        try:
+            for _, upload in uploads:
+                samples.append(await upload.finish())
+            async with self._unique if unique else nullcontext():
+                if unique:
+                    await self._check_unique([sample.sha256 for sample in samples])
+                ids = await self._store.tasks.submit_files(list(zip(tasks, samples, strict=True)))
+        except CuckooError:
+            for _, upload in uploads:
+                await upload.discard()
+            for sample in samples:
+                await self._forget_binary(sample.sha256)
+            raise
         self._on_submitted()
         return ids
 
-    async def submit_file(self, sample: NewSample, name: str, fields: Mapping[str, str]) -> int:
-        """Make a task of a received file; its id, once sample and task are durable."""
-        task = NewTask(category="file", target=base_name(name), **parse_fields(fields))
-        unique = parse_bool("unique", fields.get("unique", ""))
-        await self._check(task)
-        async with self._unique if unique else nullcontext():
-            if unique and await self._store.samples.find("sha256", sample.sha256):
-                raise BadInput("This file has already been submitted")
-            [task_id] = await self._store.tasks.submit([task], sample)
-        self._on_submitted()
-        return task_id
+    async def _check_unique(self, hashes: Sequence[str]) -> None:
+        if len(set(hashes)) < len(hashes) or any([await self._is_known(h) for h in hashes]):
+            raise BadInput("This file has already been submitted")
 
     async def submit_url(self, url: str, fields: Mapping[str, str]) -> int:
         """Make a task of a URL; its id, once the task is durable."""
@@ -136,6 +145,73 @@ class AnalysisService:
     ) -> AsyncIterator[Task]:
         """Tasks in the API's order, in constant memory."""
         return self._store.tasks.each(where, limit=limit, offset=offset)
+
+    async def reschedule(self, task_id: int, priority: int | None = None) -> int:
+        """Submit a task once more; the new one's id. NotFound; Conflict while it runs."""
+        new_id = await self._store.tasks.reschedule(task_id, priority)
+        if new_id is None:
+            raise NotFound("Task not found")
+        self._on_submitted()
+        return new_id
+
+    async def cancel(self, task_id: int) -> None:
+        """Take a task out of the queue, or stop its machine and report what there is.
+
+        NotFound; Conflict when it has come to an end.
+        """
+        if await self._store.tasks.cancel(task_id) is None:
+            raise NotFound("Task not found")
+        self._on_submitted()
+
+    async def delete(self, task_id: int) -> None:
+        """Forget a task: its row, its results, and its sample when nothing else has it.
+
+        NotFound; Conflict while it runs or its report is made. Broken off at any point, the task
+        is whole again or gone after the next start.
+        """
+        folder = self._artefacts.analysis(task_id)
+        if (await self.view(task_id)).status in BUSY:
+            raise Conflict("The task is currently being processed, cannot delete")
+        await folder.hide()
+        try:
+            sha256 = await self._store.tasks.delete(task_id)
+        except CuckooError:
+            await folder.show()
+            raise
+        await folder.remove()
+        if sha256:
+            await self._forget_binary(sha256)
+
+    async def _forget_binary(self, sha256: str) -> None:
+        await self._artefacts.forget_binary(sha256, functools.partial(self._is_known, sha256))
+
+    async def _is_known(self, sha256: str) -> bool:
+        return await self._store.samples.find("sha256", sha256) is not None
+
+    async def rereport(self, task_id: int) -> bool:
+        """Have processing and reporting run again; False in a state without results. NotFound."""
+        status = (await self.view(task_id)).status
+        if status not in PROCESSED or not await self._store.tasks.transition(
+            task_id, status, Status.COMPLETED
+        ):
+            return False
+        self._on_submitted()
+        return True
+
+    async def reboot(self, task_id: int) -> int:
+        """Submit the analysis of what starts by itself after this one; its id.
+
+        NotFound where the task or its sample is gone.
+        """
+        parent = await self._store.tasks.get(task_id)
+        if parent is None or not isinstance(parent.sample, Sample):
+            raise NotFound("Error creating reboot task")
+        self.binary(parent.sample.sha256)
+        same = {name: getattr(parent, name) for name in REBOOT_KEEPS}
+        new = NewTask(**same, machine=parent.machine, package=reboot.PACKAGE, custom=str(parent.id))
+        [new_id] = await self._store.tasks.submit([new])
+        self._on_submitted()
+        return new_id
 
     def folder(self, task_id: int) -> AnalysisFolder:
         """Where the results of a task lie, or would lie; a folder put there by hand counts."""

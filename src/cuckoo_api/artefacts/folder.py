@@ -50,8 +50,11 @@ class AnalysisFolder:
         await asyncio.to_thread(self._move, self.path, self._hidden)
 
     async def show(self) -> None:
-        """Undo :meth:`hide`."""
-        await asyncio.to_thread(self._move, self._hidden, self.path)
+        """Undo :meth:`hide`; a folder that was made anew meanwhile stays."""
+        try:
+            await asyncio.to_thread(self._move, self._hidden, self.path)
+        except OSError:  # it is there again, and not empty
+            await self.remove()
 
     async def remove(self) -> None:
         """Remove the folder that was hidden, for good."""

@@ -23,7 +23,7 @@ from cuckoo_api.artefacts.write import disk_errors, sync_folder, write_all
 from cuckoo_api.model.errors import TooLarge, Unavailable
 from cuckoo_api.model.sample import NewSample
 
-BLOCK = 256 << 10
+BLOCK = 128 << 10
 """Bytes that an upload holds in memory before they go to the disk in one hop."""
 INCOMING = ".incoming-"
 """How the names of unfinished uploads begin."""
@@ -87,6 +87,11 @@ class Upload:
         if len(self._waiting) >= BLOCK:
             await self._hop(self._flush)
 
+    async def flush(self) -> None:
+        """Let go of the memory: what waits goes to the disk now."""
+        if self._waiting:
+            await self._hop(self._flush)
+
     async def finish(self) -> NewSample:
         """Make the file durable under its SHA-256, and say what it is.
 
@@ -118,7 +123,7 @@ class Upload:
 
     def _finish(self) -> NewSample:
         if self._fuzzy is None:
-            data = self._take()
+            data = bytes(self._take())
             self._hash(data)
             # the length is known: cheaper than the incremental hash, and the same
             return self._keep(
@@ -128,10 +133,9 @@ class Upload:
         kind = self._workshop.types.here().from_file(str(self._path))
         return self._keep(self._fuzzy.digest(), kind)
 
-    def _take(self) -> bytes:
-        data = bytes(self._waiting)
-        self._waiting.clear()
-        return data
+    def _take(self) -> bytearray:
+        taken, self._waiting = self._waiting, bytearray()
+        return taken
 
     def _flush(self) -> None:
         data = self._take()
@@ -139,14 +143,14 @@ class Upload:
         self._hash(data)
         if self._fuzzy is None:
             self._fuzzy = ssdeep.Hash()
-        self._fuzzy.update(data)
+        self._fuzzy.update(bytes(data))
 
-    def _hash(self, data: bytes) -> None:
+    def _hash(self, data: bytes | bytearray) -> None:
         for digest in self._hashes:
             digest.update(data)
         self._crc32 = zlib.crc32(data, self._crc32)
 
-    def _save(self, data: bytes) -> None:
+    def _save(self, data: bytes | bytearray) -> None:
         with disk_errors("the upload"):
             if self._handle < 0:
                 self._path, self._handle = _incoming(self._workshop.folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,6 +231,28 @@ class GuestClient:
         form = {"command": command, "shell": "yes"}
         done = await self._ask("POST", "/execute", _Executed, form=form)
         return done.stdout, done.stderr
+
+    async def make_executable(self, filepath: str) -> None:
+        """Let a file of a Unix guest be run."""
+        await self.execute(f"chmod 755 -- {shlex.quote(filepath)}")
+
+    async def mark(self, status: str) -> None:
+        """Give the agent a status, before an analysis; it is lost when the guest restarts."""
+        await self._ask("POST", "/status", _Reply, form={"status": status})
+
+    async def wait_restarted(self, timeout: float, marked: str) -> AgentInfo:
+        """Return once an agent answers that does not know the mark. Raises AgentUnreachable.
+
+        Until the reset takes effect, the agent of before may answer still.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            info = await self.wait_ready(deadline - loop.time())
+            with contextlib.suppress(GuestError):  # it went down between the two questions
+                if (await self._status(STATUS_TIMEOUT))[0] != marked:
+                    return info
+            await asyncio.sleep(LONGEST_PAUSE)
 
     async def _upload_analyzer(self, archive: Path) -> _Places:
         environ = (await self._ask("GET", "/environ", _Environ)).environ

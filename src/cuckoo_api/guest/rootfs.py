@@ -135,7 +135,9 @@ def _links(root: Path) -> None:
         if not (folder / name).is_symlink() and (folder / target).exists():
             (folder / name).symlink_to(target)
     for name, target in (("var/run", "../run"), ("var/lock", "../run/lock")):
-        if not (root / name).exists() and not (root / name).is_symlink():
+        if not (root / name).is_symlink():
+            # some package brings the folder, whose files would then outlive a restart
+            shutil.rmtree(root / name, ignore_errors=True)
             (root / name).symlink_to(target)
     listed = subprocess.run(  # noqa: S603  # of the package that was just unpacked
         [str(folder / "busybox"), "--list"], check=True, capture_output=True, text=True

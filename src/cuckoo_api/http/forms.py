@@ -159,6 +159,8 @@ async def _take_file(
 ) -> None:
     if len(form.files) == MAX_FILES:
         raise BadInput(f"file: at most {MAX_FILES} files in one request")
+    if form.files:
+        await form.files[-1].upload.flush()  # of all small files together one is in memory
     upload = await new_upload()
     async for chunk in _content(part):
         await upload.write(chunk)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -30,9 +30,9 @@ _QUERY: dict[str, _Json] = {
 }
 
 
-def document(routes: Iterable[Route] = ROUTES) -> bytes:
+@functools.cache
+def document(routes: tuple[Route, ...] = ROUTES) -> bytes:
     """The document as JSON. Paths stand bare; the servers' list has ``/v1``."""
-    routes = tuple(routes)
     kinds: set[type] = {Message, Sample, Guest}
     kinds.update(r.answer for r in routes if issubclass(r.answer, msgspec.Struct))
     kinds.update(r.form for r in routes if r.form is not None)

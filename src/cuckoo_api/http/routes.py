@@ -13,9 +13,13 @@ from cuckoo_api.http import artefacts, files, machines, system, tasks
 from cuckoo_api.http.downloads import JPEG, OCTETS, ZIP
 from cuckoo_api.http.replies import JSON, Message
 from cuckoo_api.http.schemas import (
+    Done,
     FileForm,
     Health,
     Readiness,
+    RebootCreated,
+    Rereported,
+    Rescheduled,
     SampleView,
     Task,
     TaskCreated,
@@ -32,6 +36,7 @@ HASHES = "md5|sha1|sha256"
 
 PATTERNS = {
     "task_id": DIGITS,
+    "priority": DIGITS,
     "sample_id": DIGITS,
     "limit": DIGITS,
     "offset": DIGITS,
@@ -55,6 +60,19 @@ FILTERS = (
     "machine",
     "after_id",
 )
+
+
+ACTING = frozenset(
+    {
+        "/exit",
+        "/tasks/delete/{task_id}",
+        "/tasks/reboot/{task_id}",
+        "/tasks/rereport/{task_id}",
+        "/tasks/reschedule/{task_id}",
+        "/tasks/reschedule/{task_id}/{priority}",
+    }
+)
+"""GET, as Cuckoo 2 has it, for what changes something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,18 @@ ROUTES = (
     Route("GET", "/tasks/list/{limit}/{offset}", tasks.list_tasks, Task, "tasks[]", query=FILTERS),
     Route("GET", "/tasks/sample/{sample_id}", tasks.list_of_sample, Task, "tasks[]"),
     Route("GET", "/tasks/view/{task_id}", tasks.view, Task, "task"),
+    Route("GET", "/tasks/reschedule/{task_id}", tasks.reschedule, Rescheduled, errors=(409,)),
+    Route(
+        "GET",
+        "/tasks/reschedule/{task_id}/{priority}",
+        tasks.reschedule,
+        Rescheduled,
+        errors=(400, 409),
+    ),
+    Route("GET", "/tasks/delete/{task_id}", tasks.delete, Done, errors=(500,)),
+    Route("POST", "/tasks/cancel/{task_id}", tasks.cancel, Done, errors=(409,)),
+    Route("GET", "/tasks/rereport/{task_id}", tasks.rereport, Rereported),
+    Route("GET", "/tasks/reboot/{task_id}", tasks.reboot, RebootCreated),
     _file("/tasks/report/{task_id}", artefacts.report, dict, JSON),
     _file("/tasks/report/{task_id}/{format}", artefacts.report, dict, JSON, 400),
     _file("/tasks/screenshots/{task_id}", artefacts.screenshots, bytes, ZIP),
@@ -120,8 +150,8 @@ def add_routes(router: web.UrlDispatcher) -> None:
         for prefix in PREFIXES:
             for slash in ("", "/"):
                 if route.method == "GET":
-                    # HEAD would stop the server as GET does
-                    allow_head = route.path != "/exit"
+                    # HEAD would do what GET does
+                    allow_head = route.path not in ACTING
                     router.add_get(prefix + path + slash, route.handler, allow_head=allow_head)
                 else:
                     router.add_route(route.method, prefix + path + slash, route.handler)

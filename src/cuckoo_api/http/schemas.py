@@ -18,6 +18,33 @@ class TaskCreated(msgspec.Struct, frozen=True, omit_defaults=True):
     """Only for several files: one id each, in their order."""
 
 
+class Done(msgspec.Struct, frozen=True):
+    """It is done."""
+
+    status: str = "OK"
+
+
+class Rescheduled(Done, frozen=True, kw_only=True):
+    """The task was submitted once more."""
+
+    task_id: int
+    """The new one's."""
+
+
+class Rereported(msgspec.Struct, frozen=True):
+    """Whether there is anything to make a report of."""
+
+    success: bool
+
+
+class RebootCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """A reboot analysis was submitted."""
+
+    task_id: int
+    """The analysis that it follows."""
+    reboot_id: int
+
+
 class SampleView(sample.Sample, frozen=True, kw_only=True):
     """A sample with the ids of its tasks."""
 

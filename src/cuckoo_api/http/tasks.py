@@ -8,12 +8,13 @@ from contextlib import AsyncExitStack
 import msgspec
 from aiohttp import web
 
+from cuckoo_api.analysis.submission import parse_int
 from cuckoo_api.http.forms import read_form
 from cuckoo_api.http.keys import SERVICE, SETTINGS
 from cuckoo_api.http.params import path_number, task_filter
 from cuckoo_api.http.replies import JSON, encode, reply
-from cuckoo_api.http.schemas import TaskCreated
-from cuckoo_api.model.errors import BadInput
+from cuckoo_api.http.schemas import Done, RebootCreated, Rereported, Rescheduled, TaskCreated
+from cuckoo_api.model.errors import BadInput, Conflict, CuckooError
 from cuckoo_api.model.task import Status, Task
 from cuckoo_api.store import TaskFilter
 
@@ -41,10 +42,8 @@ async def create_file(request: web.Request) -> web.StreamResponse:
                 "file: expected a part named 'file' with a file name, sent as "
                 "multipart/form-data (curl -F file=@sample.exe)"
             )
-        task_ids = [
-            await service.submit_file(await file.upload.finish(), file.name, form.fields)
-            for file in form.files
-        ]
+        files = [(file.name, file.upload) for file in form.files]
+        task_ids = await service.submit_files(files, form.fields)
     return reply(TaskCreated(task_ids[0], msgspec.UNSET if len(task_ids) == 1 else task_ids))
 
 
@@ -61,6 +60,44 @@ async def view(request: web.Request) -> web.StreamResponse:
     """One task."""
     task = await request.app[SERVICE].view(path_number(request, "task_id", "Task not found"))
     return reply({"task": _shown(task, legacy=_legacy(request))})
+
+
+async def reschedule(request: web.Request) -> web.StreamResponse:
+    """Submit a task once more, with its own priority or another; the old one is ``recovered``."""
+    task_id = path_number(request, "task_id", "Task not found")
+    priority = None
+    if "priority" in request.match_info:
+        priority = parse_int("priority", request.match_info["priority"], low=1)
+    new_id = await request.app[SERVICE].reschedule(task_id, priority)
+    return reply(Rescheduled(task_id=new_id))
+
+
+async def delete(request: web.Request) -> web.StreamResponse:
+    """Remove a task, its results, and its sample when no other task has it."""
+    try:
+        await request.app[SERVICE].delete(path_number(request, "task_id", "Task not found"))
+    except Conflict as exc:
+        raise CuckooError(str(exc)) from exc  # 500, as Cuckoo 2 has it: clients know it
+    return reply(Done())
+
+
+async def cancel(request: web.Request) -> web.StreamResponse:
+    """Take a task out of the queue, or stop its machine and report what was collected."""
+    await request.app[SERVICE].cancel(path_number(request, "task_id", "Task not found"))
+    return reply(Done())
+
+
+async def rereport(request: web.Request) -> web.StreamResponse:
+    """Run processing and reporting again; ``false`` for a task without results."""
+    task_id = path_number(request, "task_id", "Task not found")
+    return reply(Rereported(await request.app[SERVICE].rereport(task_id)))
+
+
+async def reboot(request: web.Request) -> web.StreamResponse:
+    """Analyse what starts by itself after an earlier analysis, once the guest is restarted."""
+    task_id = path_number(request, "task_id", "Error creating reboot task")
+    new_id = await request.app[SERVICE].reboot(task_id)
+    return reply(RebootCreated(task_id=task_id, reboot_id=new_id))
 
 
 async def list_tasks(request: web.Request) -> web.StreamResponse:

@@ -83,11 +83,11 @@ async def _open_engine(
     sinkhole = await _open_sinkhole(stack, settings, {ip for ip, _ in addresses})
 
     await fleet.recover()
-    unreported = await recover(store)
+    await recover(store, artefacts)
 
     scheduler = Scheduler(Workshop(settings, store, artefacts, results, sinkhole), fleet)
     stack.push_async_callback(scheduler.close)
-    await scheduler.open(unreported)
+    scheduler.open()
     bell = await doorbell.listen(settings.cwd, scheduler.wake)
     stack.callback(bell.close)
     return fleet, scheduler

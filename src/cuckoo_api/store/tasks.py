@@ -31,10 +31,10 @@ _errors = msgspec.json.Decoder(list[str])
 _by_id = tasks.c.id == sa.bindparam("by_id")
 
 _GET = compiled(SELECT.where(_by_id))
-_UNFINISHED = compiled(
-    SELECT.where(tasks.c.status.in_(["running", "completed"])).order_by(tasks.c.id)
+_RUNNING = compiled(sa.select(tasks.c.id).where(tasks.c.status == "running").order_by(tasks.c.id))
+_COMPLETED = compiled(
+    sa.select(tasks.c.id).where(tasks.c.status == "completed").order_by(tasks.c.id)
 )
-_COMPLETED = compiled(SELECT.where(tasks.c.status == "completed").order_by(tasks.c.id))
 _COUNTS = compiled(sa.select(tasks.c.status, sa.func.count()).group_by(tasks.c.status))
 _STORED = [
     *(name for name in NewTask.__struct_fields__ if name != "machine"),
@@ -104,6 +104,17 @@ class TaskStore:
 
         return await self._database.write(operation)
 
+    async def submit_files(self, new: Sequence[tuple[NewTask, NewSample]]) -> list[int]:
+        """Keep the tasks, each with a sample of its own: all of them or, on an error, none."""
+
+        async def operation(transaction: Transaction) -> list[int]:
+            return [
+                await _insert(transaction, task, await upsert_sample(transaction, sample))
+                for task, sample in new
+            ]
+
+        return await self._database.write(operation)
+
     async def get(self, task_id: int) -> Task | None:
         """One task."""
         if not 0 < task_id <= MAX_ID:
@@ -126,13 +137,13 @@ class TaskStore:
         rows = await self._database.rows(_COUNTS, {}, slow=True)
         return {Status(status): number for status, number in rows}
 
-    async def unfinished(self) -> list[Task]:
-        """What runs or waits for its report; after a restart, what must be taken up again."""
-        return [task_of(row) for row in await self._database.rows(_UNFINISHED, {}, slow=True)]
+    async def running(self) -> list[int]:
+        """The ids of what a machine works on; after a restart, what must be taken up again."""
+        return [row[0] for row in await self._database.rows(_RUNNING, {}, slow=True)]
 
-    async def completed(self) -> list[Task]:
-        """What has been analysed and waits for its report, the first time or once more."""
-        return [task_of(row) for row in await self._database.rows(_COMPLETED, {}, slow=True)]
+    async def completed(self) -> list[int]:
+        """The ids of what has been analysed and waits for its report, a first one or another."""
+        return [row[0] for row in await self._database.rows(_COMPLETED, {}, slow=True)]
 
     async def to_stop(self) -> list[int]:
         """The ids of cancelled tasks whose machine still runs for them."""

@@ -147,4 +147,4 @@ async def test_what_waits_for_its_report_is_found(store: Store) -> None:
     task_id = await task_in(store, Status.REPORTED)
     assert await store.tasks.completed() == []
     assert await store.tasks.transition(task_id, Status.REPORTED, Status.COMPLETED)
-    assert [task.id for task in await store.tasks.completed()] == [task_id]
+    assert await store.tasks.completed() == [task_id]

@@ -1,6 +1,12 @@
 #!/bin/sh
 # Starts again what starts by itself, so that a reboot analysis records it from the first moment:
 # cron with its @reboot jobs, start scripts, and a login.
+# The agent may be there before init has come to cron: two of them would fight for its lock.
+tries=0
+until [ -s /run/crond.pid ] || [ "$tries" -ge 50 ]; do
+    sleep 0.1
+    tries=$((tries + 1))
+done
 # Stopped, not killed: init would start another cron at once. Its lock goes with the file.
 [ -r /run/crond.pid ] && kill -STOP "$(cat /run/crond.pid)" 2>/dev/null
 rm -f /run/crond.pid /run/crond.reboot

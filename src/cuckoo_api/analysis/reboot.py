@@ -1,0 +1,102 @@
+"""The first half of a reboot analysis: an earlier one's files are put back, the guest restarted.
+
+The restart is the hypervisor's, as the reset button's: whatever starts by itself afterwards was
+started by the guest, and not by us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import msgspec
+import structlog
+
+from cuckoo_api.artefacts import AnalysisFolder
+from cuckoo_api.fleet import Lease
+from cuckoo_api.guest import AgentRefused, GuestClient
+from cuckoo_api.machinery import Capability
+from cuckoo_api.model.errors import NotFound
+from cuckoo_api.model.task import Task
+
+log = structlog.get_logger()
+
+PACKAGE = "reboot"
+MAX_FILES = 1000
+MAX_LINE = 64 << 10
+MARK = "restarting"
+"""A status that the agent loses when its guest restarts."""
+_PROGRAMS = (b"\x7fELF", b"#!")
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """A line of files.json."""
+
+    path: str
+    filepath: str | None = None
+
+
+def parent_of(task: Task) -> int:
+    """The task whose traces a reboot analysis looks for; 0, which no task has, if none is told."""
+    return int(task.custom) if re.fullmatch(r"[0-9]{1,18}", task.custom) else 0
+
+
+async def restart_with(
+    lease: Lease, client: GuestClient, parent: AnalysisFolder, timeout: float
+) -> list[str]:
+    """Put the parent's files back at their places, restart, and wait for the agent.
+
+    Returns what should stand in the task's errors. Raises MachineryError or GuestError.
+    """
+    if not lease.capabilities & Capability.REBOOT:
+        return [f"{lease.machine.manager} cannot restart a machine: nothing was restarted"]
+    errors = await _put_back(client, parent, windows=lease.machine.platform == "windows")
+    await client.mark(MARK)
+    await lease.reboot()
+    await client.wait_restarted(timeout, MARK)
+    log.info("analysis.restarted", machine=lease.machine.name)
+    return errors
+
+
+async def _put_back(client: GuestClient, parent: AnalysisFolder, *, windows: bool) -> list[str]:
+    errors: list[str] = []
+    entries = await asyncio.to_thread(_dropped, parent)
+    if not entries:
+        errors.append("The analysis that this one follows left no files: nothing was put back")
+    for entry in entries:
+        where = str(entry.filepath)
+        try:
+            with parent.open(entry.path) as file:
+                is_program = file.read(4).startswith(_PROGRAMS)
+            await client.store(where, parent.path / entry.path)
+            if is_program and not windows:
+                await client.make_executable(where)
+        except NotFound:
+            errors.append(f"{where} is not kept any more and was not put back")
+        except AgentRefused as exc:
+            errors.append(f"{where} could not be put back: {exc}")
+    if not windows:
+        await client.execute("sync")  # the reset button loses what is not on the disk
+    return errors
+
+
+def _dropped(parent: AnalysisFolder) -> list[Dropped]:
+    """The files that have a place in the guest; the last of several for one place counts."""
+    try:
+        with parent.open("files.json") as file:
+            found = {entry.filepath: entry for entry in _lines(file) if entry.filepath}
+    except NotFound:
+        return []
+    return list(found.values())[:MAX_FILES]
+
+
+def _lines(file: BinaryIO) -> Iterator[Dropped]:
+    while line := file.readline(MAX_LINE):
+        try:
+            entry = msgspec.json.decode(line, type=Dropped)
+        except msgspec.DecodeError:
+            continue
+        if entry.path.startswith("files/"):
+            yield entry

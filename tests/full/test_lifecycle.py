@@ -1,0 +1,80 @@
+"""What may be asked of an analysis later: stop it, report it anew, restart its guest, forget it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from serverkit import DONE, Site
+
+PERSISTS = b"""#!/bin/sh
+cat > /usr/local/bin/by-cron <<'END'
+#!/bin/sh
+echo cron > /var/by-cron
+END
+chmod 755 /usr/local/bin/by-cron
+echo "@reboot root /usr/local/bin/by-cron" > /etc/cron.d/planted
+echo "echo login > /var/by-login" >> /root/.profile
+"""
+
+
+async def test_a_running_analysis_is_cancelled_and_reported(site: Site) -> None:
+    task_id = await site.submit(b"#!/bin/sh\necho x > /tmp/x\nsleep 300\n", "long.sh", timeout=120)
+    await site.running(task_id, b'"300"')
+    assert site.session is not None
+    begin = time.monotonic()
+    async with site.session.post(f"/tasks/cancel/{task_id}") as response:
+        assert (response.status, await response.json()) == (200, {"status": "OK"})
+    assert (await site.task(task_id))["status"] == "cancelled"
+    while site.namespace.pids_of("qemu-system"):
+        assert time.monotonic() - begin < 30
+    path = site.folder(task_id) / "reports" / "report.json"
+    while not path.exists():
+        assert time.monotonic() - begin < 60
+    task = await site.task(task_id)
+    assert task["status"] == "cancelled"
+    assert "The analysis was cancelled" in task["errors"]
+    report = await site.get(f"/tasks/report/{task_id}")
+    assert any("long.sh" in p["command_line"] for p in report["behavior"]["processes"])
+    await site.assert_nothing_held()
+
+
+async def test_a_reboot_analysis_shows_what_starts_by_itself(site: Site) -> None:
+    first = (await site.analyse(PERSISTS, "persists.sh", timeout=30))["info"]["id"]
+    answer = await site.get(f"/tasks/reboot/{first}")
+    assert answer["task_id"] == first
+    task = await site.until(answer["reboot_id"], *DONE)
+    assert (task["status"], task["package"], task["custom"]) == ("reported", "reboot", str(first))
+    assert task["errors"] == []
+    report = await site.get(f"/tasks/report/{task['id']}")
+    written = {d["filepath"]: d for d in report["dropped"]}
+    for name in ("cron", "login"):
+        content = site.folder(task["id"]) / written[f"/var/by-{name}"]["path"]
+        assert content.read_text() == f"{name}\n"
+    # nobody ran the sample: it was what it had planted
+    assert not any("persists.sh" in p["command_line"] for p in report["behavior"]["processes"])
+    await site.assert_nothing_held()
+
+
+async def test_a_report_is_made_anew_and_a_task_forgotten(site: Site) -> None:
+    report = await site.analyse(b"#!/bin/sh\necho once > /tmp/once\n", "once.sh", timeout=30)
+    task_id, sha256 = report["info"]["id"], report["target"]["file"]["sha256"]
+    path = site.folder(task_id) / "reports" / "report.json"
+    before = path.stat().st_ino
+    # what is in the folder now counts, as with other settings or new rules
+    listed = site.folder(task_id) / "files.json"
+    entries = [json.loads(line) for line in listed.read_text().splitlines()]
+    [dropped] = [entry for entry in entries if entry["filepath"]]
+    listed.write_text(json.dumps(dropped | {"filepath": "/tmp/renamed"}) + "\n")
+    assert await site.get(f"/tasks/rereport/{task_id}") == {"success": True}
+    assert (await site.until(task_id, "reported"))["errors"] == []
+    assert path.stat().st_ino != before
+    anew = await site.get(f"/tasks/report/{task_id}")
+    assert [d["filepath"] for d in anew["dropped"]] == ["/tmp/renamed"]
+    assert await site.get(f"/tasks/delete/{task_id}") == {"status": "OK"}
+    assert site.session is not None
+    for gone in (f"/tasks/view/{task_id}", f"/tasks/report/{task_id}", f"/files/get/{sha256}"):
+        async with site.session.get(gone) as response:
+            assert response.status == 404, gone
+    for name in ("analyses", "binaries"):
+        assert list((site.cwd / "storage" / name).iterdir()) == []
