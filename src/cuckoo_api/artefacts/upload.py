@@ -123,7 +123,7 @@ class Upload:
 
     def _finish(self) -> NewSample:
         if self._fuzzy is None:
-            data = bytes(self._take())
+            data = self._take()
             self._hash(data)
             # the length is known: cheaper than the incremental hash, and the same
             return self._keep(
@@ -133,9 +133,10 @@ class Upload:
         kind = self._workshop.types.here().from_file(str(self._path))
         return self._keep(self._fuzzy.digest(), kind)
 
-    def _take(self) -> bytearray:
-        taken, self._waiting = self._waiting, bytearray()
-        return taken
+    def _take(self) -> bytes:
+        data = bytes(self._waiting)
+        self._waiting.clear()
+        return data
 
     def _flush(self) -> None:
         data = self._take()
@@ -143,14 +144,14 @@ class Upload:
         self._hash(data)
         if self._fuzzy is None:
             self._fuzzy = ssdeep.Hash()
-        self._fuzzy.update(bytes(data))
+        self._fuzzy.update(data)
 
-    def _hash(self, data: bytes | bytearray) -> None:
+    def _hash(self, data: bytes) -> None:
         for digest in self._hashes:
             digest.update(data)
         self._crc32 = zlib.crc32(data, self._crc32)
 
-    def _save(self, data: bytes | bytearray) -> None:
+    def _save(self, data: bytes) -> None:
         with disk_errors("the upload"):
             if self._handle < 0:
                 self._path, self._handle = _incoming(self._workshop.folder)

@@ -16,7 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from cuckoo_api.artefacts import Upload
 from cuckoo_api.model.errors import BadInput, TooLarge
 
-CHUNK = 64 << 10
+CHUNK = 32 << 10
 MAX_FIELDS = 1000
 """Parts of one form, files among them."""
 MAX_FIELD_BYTES = 1 << 20

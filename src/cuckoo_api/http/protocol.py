@@ -16,12 +16,20 @@ log = structlog.get_logger()
 
 KEEPALIVE = 75.0
 """Seconds that an idle connection stays open."""
+RECEIVE = 64 << 10
+"""Bytes taken from a connection at once; asyncio's own 256 KiB, held twice while an upload waits
+for the disk, would be half of what a request may use."""
 
 
 class Protocol(web.RequestHandler):
     """One connection."""
 
     __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        transport.max_size = RECEIVE  # type: ignore[attr-defined]  # of every transport that reads
+        super().connection_made(transport)
 
     def handle_error(
         self,

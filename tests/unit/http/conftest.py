@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog
+from aiohttp import web
 from httpkit import Client, Site
 
 from cuckoo_api.analysis.service import AnalysisService
@@ -18,6 +21,15 @@ from cuckoo_api.settings import ApiSection, CuckooSection, Settings
 from cuckoo_api.store import Store
 
 NewSite = Callable[..., Awaitable[Site]]
+
+
+@pytest.fixture(autouse=True)
+def _only_errors_are_logged() -> Iterator[None]:
+    """A line for each request takes longer than the request."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +60,8 @@ async def _site(settings: Settings, *, debug: bool) -> AsyncIterator[Site]:
         runner = Runner(app, shutdown_timeout=1)
         stack.push_async_callback(runner.cleanup)
         await runner.setup()
-        port = await runner.listen("127.0.0.1", 0)
-        client = await stack.enter_async_context(Client(port))
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        client = await stack.enter_async_context(Client(runner.addresses[0][1]))
         yield Site(settings, store, artefacts, app, client, wakes)
 
 
