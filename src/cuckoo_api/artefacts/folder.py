@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +30,22 @@ HIDDEN = ".deleted-"
 """How the name of a folder on its way out begins; the task's id follows."""
 _NUMBER = re.compile(r"[0-9]{1,8}")
 _SHOT = re.compile(r"[0-9]{4,8}\.jpg")
+_DUMP = re.compile(r"[0-9]{1,10}-[0-9]{1,10}\.dmp")
+
+
+MAX_MEMBERS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One entry of an archive of the folder."""
+
+    name: str
+    """Relative to the folder, with slashes."""
+    size: int
+    changed: int
+    """Unix time."""
+    is_folder: bool = False
 
 
 class AnalysisFolder:
@@ -120,6 +138,71 @@ class AnalysisFolder:
             raise NotFound(missing)
         return self.file(f"shots/{int(number):04}.jpg", missing)
 
+    def members(self, only: str = "", without: Collection[str] = ()) -> list[Member]:
+        """What an archive of the folder holds: its subfolders and regular files, sorted.
+
+        ``only`` one subfolder, or all ``without`` some outermost names. The link to the sample
+        counts as a file. NotFound where the folder, or the one subfolder, is not there. Blocks.
+        """
+        top = self.path / only
+        if not top.is_dir() or top.is_symlink():
+            raise NotFound("Report not found")
+        found: list[Member] = []
+        for parent, folders, files, handle in os.fwalk(top):  # it follows no link
+            inner = os.path.relpath(parent, self.path)
+            folders.sort()
+            if inner == ".":
+                folders[:] = [name for name in folders if name not in without]
+                names = [name for name in files if name not in without]
+            else:
+                found.append(_member(inner, os.fstat(handle), is_folder=True))
+                names = [f"{inner}/{name}" for name in files]
+            found += filter(None, map(self._member, sorted(names)))
+            if len(found) > MAX_MEMBERS:
+                break
+        return found
+
+    def _member(self, name: str) -> Member | None:
+        try:
+            with self.open_member(name) as file:
+                return _member(name, os.fstat(file.fileno()))
+        except NotFound:
+            return None
+
+    def open_member(self, name: str) -> BinaryIO:
+        """A regular file by its relative path, or the sample by its link's name. NotFound."""
+        if name != "binary":
+            return self.open(name)
+        try:
+            # only to where our own link leads: the folder is not the guest's, and yet
+            target = (self.path / name).readlink().name
+            return AnalysisFolder(self._binaries, self._binaries).open(target)
+        except OSError as exc:
+            raise NotFound("File not found") from exc
+
+    def dumps(self) -> list[str]:
+        """The names of the process dumps, without ``.dmp``, sorted. NotFound where none is."""
+        try:
+            names = sorted(
+                path.stem for path in (self.path / "memory").iterdir() if _DUMP.fullmatch(path.name)
+            )
+        except OSError:
+            names = []
+        if not names:
+            raise NotFound("Memory dump not found")
+        return names
+
+    def dump(self, name: str) -> Path:
+        """One process dump by its name, without ``.dmp``, or by its process id. NotFound."""
+        missing = "Memory dump not found"
+        if _DUMP.fullmatch(f"{name}.dmp"):
+            return self.file(f"memory/{name}.dmp", missing)
+        if name.isascii() and name.isdigit():
+            for found in self.dumps():
+                if found.partition("-")[0] == name:
+                    return self.file(f"memory/{found}.dmp", missing)
+        raise NotFound(missing)
+
     def file(self, name: str, missing: str = "File not found") -> Path:
         """A regular file of the analysis by its relative path; NotFound with ``missing``.
 
@@ -159,3 +242,7 @@ class AnalysisFolder:
                 os.close(handle)
             handle = inner
         return handle
+
+
+def _member(name: str, found: os.stat_result, *, is_folder: bool = False) -> Member:
+    return Member(name, 0 if is_folder else found.st_size, int(found.st_mtime), is_folder)

@@ -1,51 +1,63 @@
-"""What an analysis left: report, screenshots, capture."""
+"""What an analysis left: reports, archives, screenshots, dumps, capture."""
 
 from __future__ import annotations
 
 import asyncio
-import tempfile
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from aiohttp import web
 
-from cuckoo_api.http.downloads import JPEG, ZIP, Download
-from cuckoo_api.http.keys import SERVICE, SETTINGS
+from cuckoo_api.http.archives import COMPRESSIONS, send_tar, send_zip
+from cuckoo_api.http.downloads import JPEG, Download
+from cuckoo_api.http.keys import SERVICE
 from cuckoo_api.http.params import path_number
-from cuckoo_api.http.replies import JSON
+from cuckoo_api.http.replies import JSON, reply
+from cuckoo_api.http.schemas import DumpList
 from cuckoo_api.model.errors import BadInput, NotFound
+from cuckoo_api.reporting import elements
 
 REPORTS = {"json": JSON, "html": "text/html; charset=utf-8"}
 ARCHIVES = ("all", "dropped", "package_files")
 NO_REPORT = "Report not found"
+NO_DUMP = "Memory dump not found"
+FULL_DUMP = "memory.dmp"
+BLOCK = 256 << 10
 
 
 async def report(request: web.Request) -> web.StreamResponse:
-    """The report, as JSON unless another format is asked for."""
+    """The report, as JSON unless another format is asked for, or an archive of results."""
     form = request.match_info.get("format", "json")
     if form not in REPORTS and form not in ARCHIVES:
         raise BadInput("Invalid report format")
     task_id = path_number(request, "task_id", NO_REPORT)
     if form in ARCHIVES:
-        raise NotFound(NO_REPORT)
-    response = Download(request.app[SERVICE].folder(task_id).report(form), REPORTS[form])
+        return await _archive(request, task_id, form)
+    path = request.app[SERVICE].folder(task_id).report(form)
+    key = request.query.get("elements")
+    if key is not None:
+        if form != "json":
+            raise NotFound(
+                "Get specific field is not available in HTML format, try again with JSON format"
+            )
+        return await _stream(request, lambda: elements.element(path, key))
+    response = Download(path, REPORTS[form])
     if form == "html":
         # the sample had its say in what the page shows; it gets no script to say it with
         response.headers["Content-Security-Policy"] = "sandbox"
     return response
 
 
+async def summary(request: web.Request) -> web.StreamResponse:
+    """The report without what is large in it."""
+    path = request.app[SERVICE].folder(path_number(request, "task_id", NO_REPORT)).report("json")
+    return await _stream(request, lambda: elements.summary(path))
+
+
 async def screenshots(request: web.Request) -> web.StreamResponse:
     """All screenshots of an analysis as a zip archive."""
     folder = request.app[SERVICE].folder(_task_with_shots(request))
-    shots = await asyncio.to_thread(folder.screenshots)
-    with tempfile.NamedTemporaryFile(dir=request.app[SETTINGS].cuckoo.tmppath) as file:
-        await asyncio.to_thread(_write_zip, file, shots)
-        response = Download(Path(file.name), ZIP)
-        await response.prepare(request)  # all of it, while the file is there
-        await response.write_eof()
-    return response
+    return await send_zip(request, await asyncio.to_thread(folder.screenshots))
 
 
 async def screenshot(request: web.Request) -> web.StreamResponse:
@@ -60,17 +72,53 @@ async def pcap(request: web.Request) -> web.StreamResponse:
     return Download(request.app[SERVICE].folder(task_id).file("dump.pcap"))
 
 
+async def memory_list(request: web.Request) -> web.StreamResponse:
+    """The names of the dumps of processes, without ``.dmp``."""
+    folder = request.app[SERVICE].folder(path_number(request, "task_id", NO_DUMP))
+    return reply(DumpList(await asyncio.to_thread(folder.dumps)))
+
+
+async def memory_get(request: web.Request) -> web.StreamResponse:
+    """The dump of a process, by a name of the list or by the process's id."""
+    folder = request.app[SERVICE].folder(path_number(request, "task_id", NO_DUMP))
+    return Download(await asyncio.to_thread(folder.dump, request.match_info["pid"]))
+
+
+async def memory_full(request: web.Request) -> web.StreamResponse:
+    """The dump of the whole machine."""
+    task_id = path_number(request, "task_id", NO_DUMP)
+    return Download(request.app[SERVICE].folder(task_id).file(FULL_DUMP, NO_DUMP))
+
+
+async def _archive(request: web.Request, task_id: int, what: str) -> web.StreamResponse:
+    folder = request.app[SERVICE].folder(task_id)
+    only = {"all": "", "dropped": "files"}.get(what, what)
+    members = await asyncio.to_thread(folder.members, only, (FULL_DUMP,))
+    compression = request.query.get("tar", "")
+    # as in Cuckoo 2, what it does not know is its default
+    return await send_tar(
+        request, folder, members, compression if compression in COMPRESSIONS else "bz2"
+    )
+
+
+async def _stream(request: web.Request, make: Callable[[], elements.Pieces]) -> web.StreamResponse:
+    """JSON whose pieces lie in a mapped file: of any size, in constant memory."""
+    pieces = await asyncio.to_thread(make)
+    response = web.StreamResponse(headers={"Content-Type": JSON})
+    response.content_length = sum(len(piece) for piece in pieces)
+    await response.prepare(request)
+    if request.method != "HEAD":
+        for piece in pieces:
+            for start in range(0, len(piece), BLOCK):
+                await response.write(bytes(piece[start : start + BLOCK]))
+    await response.write_eof()
+    return response
+
+
 def _task_with_shots(request: web.Request) -> int:
     missing = "Task not found"
     task_id = path_number(request, "task_id", missing)
-    if not (request.app[SERVICE].folder(task_id).path / "shots").is_dir():
+    shots: Path = request.app[SERVICE].folder(task_id).path / "shots"
+    if not shots.is_dir():
         raise NotFound(missing)
     return task_id
-
-
-def _write_zip(file: IO[bytes], paths: list[Path]) -> None:
-    """Stored, not deflated: JPEGs do not get smaller."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
-        for path in paths:
-            archive.write(path, path.name)
-    file.flush()

@@ -12,6 +12,7 @@ from cuckoo_api.http.replies import JSON, Message, encode
 
 OCTETS = "application/octet-stream"
 ZIP = "application/zip"
+TAR = "application/x-tar; charset=UTF-8"
 JPEG = "image/jpeg"
 
 _REASONS = {

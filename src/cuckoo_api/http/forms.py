@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
@@ -71,15 +71,20 @@ class Form:
 NewUpload = Callable[[], Awaitable[Upload]]
 
 
-async def read_form(request: web.Request, new_upload: NewUpload | None = None) -> Form:
+async def read_form(
+    request: web.Request,
+    new_upload: NewUpload | None = None,
+    *,
+    file_fields: Collection[str] = ("file",),
+) -> Form:
     """Read the whole body.
 
-    With ``new_upload``, parts named ``file`` that have a file name are written into uploads that
+    With ``new_upload``, parts of these names that have a file name are written into uploads that
     it makes. Raises BadInput for what does not parse, TooLarge over a limit.
     """
     match request.content_type:
         case "multipart/form-data":
-            return await _read_multipart(request, new_upload)
+            return await _read_multipart(request, new_upload, file_fields)
         case "application/x-www-form-urlencoded":
             return await _read_urlencoded(request)
         case _:
@@ -135,7 +140,9 @@ class FormReader(MultipartReader):
         return part
 
 
-async def _read_multipart(request: web.Request, new_upload: NewUpload | None) -> Form:
+async def _read_multipart(
+    request: web.Request, new_upload: NewUpload | None, file_fields: Collection[str]
+) -> Form:
     form = Form()
     with malformed(MULTIPART):
         reader = FormReader(request.headers, request.content)
@@ -148,7 +155,7 @@ async def _read_multipart(request: web.Request, new_upload: NewUpload | None) ->
         if not name:
             raise BadInput("A part of the form has no name; expected name=… in Content-Disposition")
         form.count(1, len(name))
-        if new_upload is not None and name == "file" and filename is not None:
+        if new_upload is not None and name in file_fields and filename is not None:
             await _take_file(form, part, filename, new_upload)
         else:
             await _take_field(form, part, name)

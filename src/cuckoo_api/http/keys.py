@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ class Switch:
 SERVICE = web.AppKey("service", AnalysisService)
 SETTINGS = web.AppKey("settings", Settings)
 SWITCH = web.AppKey("switch", Switch)
+ARCHIVES = web.AppKey("archives", asyncio.Semaphore)
+"""A turn for each archive that is written at the same time: it keeps a processor busy."""
 DOCUMENT = web.AppKey("openapi", bytes)
 
 REQUEST_ID = web.RequestKey("request_id", str)

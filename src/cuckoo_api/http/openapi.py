@@ -14,6 +14,7 @@ from cuckoo_api import __version__
 from cuckoo_api.http.forms import MULTIPART, URLENCODED
 from cuckoo_api.http.replies import JSON, Message
 from cuckoo_api.http.routes import DIGITS, PATTERNS, ROUTES, WORD, Route
+from cuckoo_api.http.schemas import FileForm
 from cuckoo_api.model.sample import Sample
 from cuckoo_api.model.task import Guest, Status
 
@@ -26,6 +27,8 @@ _QUERY: dict[str, _Json] = {
     "completed_after": {"type": "integer", "minimum": 0, "description": "Unix time"},
     "sample": {"type": "integer", "minimum": 0, "description": "The sample's id"},
     "after_id": {"type": "integer", "minimum": 0},
+    "elements": {"type": "string", "description": "One outermost key of the JSON report"},
+    "tar": {"type": "string", "description": "An archive's compression: bz2, gz, tar or zst"},
     "tags": {"type": "string", "description": "Comma-separated; the task has them all"},
 }
 
@@ -71,7 +74,7 @@ def _operation(route: Route) -> _Json:
         operation["responses"][str(status)] = _response(HTTPStatus(status).phrase, schema)
     if route.form is not None:
         schema = {"schema": _reference(route.form)}
-        media = (MULTIPART,) if "file" in route.form.__struct_fields__ else (MULTIPART, URLENCODED)
+        media = (MULTIPART,) if route.form is FileForm else (MULTIPART, URLENCODED)
         operation["requestBody"] = {"required": True, "content": dict.fromkeys(media, schema)}
     if route.is_open:
         operation["security"] = []

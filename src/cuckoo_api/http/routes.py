@@ -14,6 +14,7 @@ from cuckoo_api.http.downloads import JPEG, OCTETS, ZIP
 from cuckoo_api.http.replies import JSON, Message
 from cuckoo_api.http.schemas import (
     Done,
+    DumpList,
     FileForm,
     Health,
     Readiness,
@@ -21,6 +22,8 @@ from cuckoo_api.http.schemas import (
     Rereported,
     Rescheduled,
     SampleView,
+    SubmitForm,
+    Submitted,
     Task,
     TaskCreated,
     UrlForm,
@@ -46,6 +49,7 @@ PATTERNS = {
     "name": WORD,
     "shot": WORD,
     "format": WORD,
+    "pid": WORD,
 }
 """What a variable part of a path may hold; anything else is no address of this server."""
 
@@ -96,13 +100,30 @@ class Route:
     """No authentication."""
 
 
-def _file(path: str, handler: Handler, answer: type, media: str, *errors: int) -> Route:
-    return Route("GET", path, handler, answer, media=media, errors=errors, is_file=True)
+def _file(
+    path: str,
+    handler: Handler,
+    answer: type,
+    media: str,
+    *errors: int,
+    query: tuple[str, ...] = (),
+) -> Route:
+    return Route(
+        "GET", path, handler, answer, media=media, query=query, errors=errors, is_file=True
+    )
 
 
 ROUTES = (
     Route("POST", "/tasks/create/file", tasks.create_file, TaskCreated, form=FileForm),
     Route("POST", "/tasks/create/url", tasks.create_url, TaskCreated, form=UrlForm),
+    Route(
+        "POST",
+        "/tasks/create/submit",
+        tasks.create_submit,
+        Submitted,
+        form=SubmitForm,
+        errors=(500,),
+    ),
     Route("GET", "/tasks/list", tasks.list_tasks, Task, "tasks[]", query=FILTERS),
     Route("GET", "/tasks/list/{limit}", tasks.list_tasks, Task, "tasks[]", query=FILTERS),
     Route("GET", "/tasks/list/{limit}/{offset}", tasks.list_tasks, Task, "tasks[]", query=FILTERS),
@@ -120,8 +141,17 @@ ROUTES = (
     Route("POST", "/tasks/cancel/{task_id}", tasks.cancel, Done, errors=(409,)),
     Route("GET", "/tasks/rereport/{task_id}", tasks.rereport, Rereported),
     Route("GET", "/tasks/reboot/{task_id}", tasks.reboot, RebootCreated),
-    _file("/tasks/report/{task_id}", artefacts.report, dict, JSON),
-    _file("/tasks/report/{task_id}/{format}", artefacts.report, dict, JSON, 400),
+    _file("/tasks/report/{task_id}", artefacts.report, dict, JSON, query=("elements",)),
+    _file(
+        "/tasks/report/{task_id}/{format}",
+        artefacts.report,
+        dict,
+        JSON,
+        400,
+        503,
+        query=("elements", "tar"),
+    ),
+    _file("/tasks/summary/{task_id}", artefacts.summary, dict, JSON),
     _file("/tasks/screenshots/{task_id}", artefacts.screenshots, bytes, ZIP),
     _file("/tasks/screenshots/{task_id}/{shot}", artefacts.screenshot, bytes, JPEG),
     Route("GET", "/files/view/{hash}/{value}", files.view, SampleView, "sample"),
@@ -130,6 +160,9 @@ ROUTES = (
     ),
     _file("/files/get/{sha256}", files.get, bytes, OCTETS),
     _file("/pcap/get/{task_id}", artefacts.pcap, bytes, OCTETS),
+    Route("GET", "/memory/list/{task_id}", artefacts.memory_list, DumpList),
+    _file("/memory/get/{task_id}/{pid}", artefacts.memory_get, bytes, OCTETS),
+    _file("/memory/full/{task_id}", artefacts.memory_full, bytes, OCTETS),
     Route("GET", "/machines/list", machines.list_machines, Machine, "machines[]"),
     Route("GET", "/machines/view/{name}", machines.view, Machine, "machine"),
     Route("GET", "/cuckoo/status", system.status, SystemStatus),

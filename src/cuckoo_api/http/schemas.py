@@ -18,6 +18,16 @@ class TaskCreated(msgspec.Struct, frozen=True, omit_defaults=True):
     """Only for several files: one id each, in their order."""
 
 
+class Submitted(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a submission of several things."""
+
+    submit_id: int
+    """The number that its tasks share."""
+    task_ids: list[int]
+    errors: list[str]
+    """A sentence about each thing that became no task."""
+
+
 class Done(msgspec.Struct, frozen=True):
     """It is done."""
 
@@ -43,6 +53,12 @@ class RebootCreated(msgspec.Struct, frozen=True, kw_only=True):
     task_id: int
     """The analysis that it follows."""
     reboot_id: int
+
+
+class DumpList(msgspec.Struct, frozen=True):
+    """The dumps of processes of an analysis."""
+
+    dump_files: list[str]
 
 
 class SampleView(sample.Sample, frozen=True, kw_only=True):
@@ -120,3 +136,15 @@ class UrlForm(SubmissionForm, frozen=True, kw_only=True):
     """Fields of a URL submission."""
 
     url: Annotated[str, Meta(min_length=1, description="The address to open in the guest")]
+
+
+class SubmitForm(SubmissionForm, frozen=True, kw_only=True):
+    """Fields of a submission of several things; one of the first three must hold something."""
+
+    file: Annotated[str, Meta(extra_json_schema={"format": "binary"})] = ""
+    """May be repeated. An archive becomes one task for each member that is worth running."""
+    files: Annotated[str, Meta(extra_json_schema={"format": "binary"})] = ""
+    """The same."""
+    strings: Annotated[
+        str, Meta(description="One a line: URL, domain, or hash of a file that VirusTotal has")
+    ] = ""

@@ -13,7 +13,14 @@ from cuckoo_api.http.forms import read_form
 from cuckoo_api.http.keys import SERVICE, SETTINGS
 from cuckoo_api.http.params import path_number, task_filter
 from cuckoo_api.http.replies import JSON, encode, reply
-from cuckoo_api.http.schemas import Done, RebootCreated, Rereported, Rescheduled, TaskCreated
+from cuckoo_api.http.schemas import (
+    Done,
+    RebootCreated,
+    Rereported,
+    Rescheduled,
+    Submitted,
+    TaskCreated,
+)
 from cuckoo_api.model.errors import BadInput, Conflict, CuckooError
 from cuckoo_api.model.task import Status, Task
 from cuckoo_api.store import TaskFilter
@@ -56,6 +63,20 @@ async def create_url(request: web.Request) -> web.StreamResponse:
     return reply(TaskCreated(task_id))
 
 
+async def create_submit(request: web.Request) -> web.StreamResponse:
+    """Submit files, archives, and lines that are URLs, domains or hashes."""
+    service = request.app[SERVICE]
+    async with AsyncExitStack() as uploads:
+        form = await read_form(
+            request,
+            lambda: uploads.enter_async_context(service.receive()),
+            file_fields=("file", "files"),
+        )
+        files = [(file.name, file.upload) for file in form.files]
+        done = await service.submit(files, form.fields.get("strings", ""), form.fields)
+    return reply(Submitted(submit_id=done.submit_id, task_ids=done.task_ids, errors=done.errors))
+
+
 async def view(request: web.Request) -> web.StreamResponse:
     """One task."""
     task = await request.app[SERVICE].view(path_number(request, "task_id", "Task not found"))
@@ -64,7 +85,7 @@ async def view(request: web.Request) -> web.StreamResponse:
 
 async def reschedule(request: web.Request) -> web.StreamResponse:
     """Submit a task once more, with its own priority or another; the old one is ``recovered``."""
-    task_id = path_number(request, "task_id", "Task not found")
+    task_id = path_number(request, "task_id", "There is no analysis with the specified ID")
     priority = None
     if "priority" in request.match_info:
         priority = parse_int("priority", request.match_info["priority"], low=1)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Sequence
 
 from aiohttp import web
 
-from cuckoo_api.http.keys import DOCUMENT, SETTINGS, SWITCH, Switch
+from cuckoo_api.http.keys import ARCHIVES, DOCUMENT, SETTINGS, SWITCH, Switch
 from cuckoo_api.http.middleware import complete_headers, make_guard
 from cuckoo_api.http.openapi import document
 from cuckoo_api.http.routes import add_routes
 from cuckoo_api.server.lifespan import lifespan
 from cuckoo_api.settings import Settings
+
+PARALLEL_ARCHIVES = 2
 
 
 def create_app(
@@ -39,6 +42,7 @@ def http_app(settings: Settings, *, debug: bool = False) -> web.Application:
     app[SETTINGS] = settings
     app[SWITCH] = Switch(debug=debug)
     app[DOCUMENT] = document()
+    app[ARCHIVES] = asyncio.Semaphore(PARALLEL_ARCHIVES)
     app.on_response_prepare.append(complete_headers)
     add_routes(app.router)
     return app
