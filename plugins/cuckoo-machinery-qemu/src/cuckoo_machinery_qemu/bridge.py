@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -91,7 +92,11 @@ class BridgeNetwork:
         await self.close()
         await _run("nft", "-f", "-", stdin=firewall(self._bridge, self._machines, self._services))
         try:
-            await _run("ip", "link", "add", self._bridge, "type", "bridge")
+            # an address of its own: else it is that of a tap, another one after every start, and a
+            # restored guest goes on sending to the old one until its host has been asked anew
+            await _run(
+                "ip", "link", "add", self._bridge, "address", _mac(self._bridge), "type", "bridge"
+            )
             # before it is up: a guest is never to see an address by which it could reach the host
             Path(f"/proc/sys/net/ipv6/conf/{self._bridge}/disable_ipv6").write_text("1")
             for gateway in sorted({m.gateway for m in self._machines}):
@@ -133,6 +138,11 @@ class BridgeNetwork:
             yield f"tap,id=net0,fd={tap},vhost=off", [tap]
         finally:
             os.close(tap)
+
+
+def _mac(bridge: str) -> str:
+    """The bridge's address: always the same, and nobody else's."""
+    return "02:" + hashlib.sha256(bridge.encode()).digest()[:5].hex(":")
 
 
 def _open_tap(spec: MachineSpec) -> int:
