@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from cuckoo_api.analysis.submission import parse_int
 from cuckoo_api.http.forms import read_form
@@ -152,6 +152,8 @@ async def _stream(
 ) -> web.StreamResponse:
     """A list of any length in constant memory."""
     response = web.StreamResponse(headers={"Content-Type": JSON})
+    if request.method == hdrs.METH_HEAD:
+        return response
     buffer = bytearray(b'{"tasks":[')
     empty = len(buffer)
     async for task in tasks:

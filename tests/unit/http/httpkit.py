@@ -192,6 +192,11 @@ def post(path: str, body: bytes, *headers: str, length: int | None = None) -> by
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("latin-1") + body
 
 
+def get(path: str) -> bytes:
+    """A GET as bytes; the path goes out as it stands."""
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("utf-8", "surrogateescape")
+
+
 async def read_reply(reader: asyncio.StreamReader) -> Reply:
     """One answer with a Content-Length."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
