@@ -17,7 +17,7 @@ from cuckoo_api.analysis.system import free_bytes
 from cuckoo_api.fleet import Fleet, Lease
 from cuckoo_api.model.errors import CuckooError
 from cuckoo_api.model.task import Status, Task
-from cuckoo_api.reporting import ProcessingFailed, make_report
+from cuckoo_api.reporting.service import ProcessingFailed, make_report
 
 log = structlog.get_logger()
 

@@ -7,10 +7,15 @@ import functools
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from cuckoo_api.analysis import reboot
+from cuckoo_api.analysis.archive import Unpacker
+from cuckoo_api.analysis.collect import Collector
+from cuckoo_api.analysis.holding import Holding
+from cuckoo_api.analysis.strings import MAX_URL, lines_of
 from cuckoo_api.analysis.submission import (
     base_name,
     check_machines,
@@ -19,6 +24,7 @@ from cuckoo_api.analysis.submission import (
     parse_fields,
 )
 from cuckoo_api.analysis.system import SystemStatus, free_bytes, system_status
+from cuckoo_api.analysis.virustotal import VirusTotal
 from cuckoo_api.artefacts import AnalysisFolder, Artefacts, Upload
 from cuckoo_api.model.errors import BadInput, Conflict, CuckooError, NotFound
 from cuckoo_api.model.machine import Machine
@@ -27,7 +33,10 @@ from cuckoo_api.model.task import NewTask, Status, Task
 from cuckoo_api.settings import Settings
 from cuckoo_api.store import BUSY, Store, TaskFilter
 
-MAX_URL = 8 << 10
+UNPACKERS = 2
+"""Archives that are unpacked at the same time."""
+SUBMIT_OPTIONS = {"procmemdump": "yes"}
+"""What tasks of a mixed submission have, unless they say otherwise; Cuckoo 2 has it so."""
 PROCESSED = frozenset({Status.REPORTED, Status.FAILED_PROCESSING, Status.FAILED_REPORTING})
 """States in which there are results to make a report of."""
 REBOOT_KEEPS = (
@@ -35,6 +44,16 @@ REBOOT_KEEPS = (
     "tags", "memory", "enforce_timeout",
 )  # fmt: skip
 """What a reboot analysis takes over from the one that it follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What became of a mixed submission."""
+
+    submit_id: int
+    task_ids: list[int]
+    errors: list[str]
+    """A sentence about each thing that became no task."""
 
 
 class MachineView(Protocol):
@@ -69,6 +88,7 @@ class AnalysisService:
         self._fleet = fleet
         self._processes = dict(processes or {})
         self._unique = asyncio.Lock()
+        self._unpackers = asyncio.Semaphore(UNPACKERS)
 
     # -- submit -------------------------------------------------------------------------------
 
@@ -123,6 +143,41 @@ class AnalysisService:
         self._on_submitted()
         return task_id
 
+    async def submit(
+        self, uploads: Sequence[tuple[str, Upload]], strings: str, fields: Mapping[str, str]
+    ) -> Submitted:
+        """Make tasks of files, of what is worth running in archives, and of lines of text.
+
+        A line is a URL, a bare domain, or the hash of a file that VirusTotal has. What cannot be
+        taken costs a sentence and nothing else. Raises BadInput for a field that does not parse.
+        """
+        lines = lines_of(strings)
+        if not uploads and not lines:
+            # 500, as Cuckoo 2 has it: clients know it
+            raise CuckooError("No files or strings have been given!")
+        parsed = parse_fields(fields)
+        parsed["options"] = SUBMIT_OPTIONS | parsed.get("options", {})
+        await self._check(NewTask(category="file", target="", **parsed))
+        holding = Holding(
+            self._artefacts, self._forget_binary, max_size=self._settings.api.max_upload_size
+        )
+        async with holding:
+            collector = Collector(
+                parsed,
+                holding,
+                Unpacker(holding, self._settings.archives),
+                VirusTotal(self._settings.virustotal),
+                slots=self._unpackers,
+            )
+            for name, upload in uploads:
+                await collector.add_file(name, upload)
+            await collector.add_lines(lines)
+            submit_id, ids = await self._store.tasks.submit_all(collector.tasks)
+            holding.keep([sample for _, sample in collector.tasks if sample])
+        if ids:
+            self._on_submitted()
+        return Submitted(submit_id, ids, collector.errors)
+
     async def _check(self, task: NewTask) -> None:
         """Refuse what this server can never do."""
         check_route(task, self._settings.routing.offered)
@@ -150,7 +205,7 @@ class AnalysisService:
         """Submit a task once more; the new one's id. NotFound; Conflict while it runs."""
         new_id = await self._store.tasks.reschedule(task_id, priority)
         if new_id is None:
-            raise NotFound("Task not found")
+            raise NotFound("There is no analysis with the specified ID")
         self._on_submitted()
         return new_id
 

@@ -1,15 +1,16 @@
 """The process in which an archive is taken apart. It reads, and tells on a pipe what it finds.
 
-Run as ``python -I -m cuckoo_api.analysis.unpack``. It reads one :class:`Request` from standard
-input and writes frames: a letter, a length, so many bytes. It makes no file, under no name: the
-kernel lets it write none.
+Run as ``python -I -m cuckoo_api.analysis.unpack``. It reads one
+:class:`~cuckoo_api.analysis.frames.Request` from standard input and writes frames. It makes no
+file, under no name: the kernel lets it write none.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import stat
-import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,22 +21,20 @@ import msgspec
 import pyzipper
 from libarchive import ffi
 
+from cuckoo_api.analysis.frames import (
+    BLOCK,
+    BROKEN,
+    DATA,
+    DOCUMENT,
+    DONE,
+    END,
+    HEADER,
+    MAX_TEXT,
+    MEMBER,
+    NOTE,
+    Request,
+)  # fmt: skip
 from cuckoo_api.reporting.confine import confine
-
-HEADER = struct.Struct(">cI")
-BLOCK = 64 << 10
-MAX_TEXT = 4096
-"""Bytes of a name or a note in one frame."""
-
-MEMBER, DATA, END = b"m", b"d", b"e"
-"""A member's name, some of its bytes, and that they were all: it is whole."""
-BROKEN = b"x"
-"""The member that was begun will not end; the reason, or nothing where it comes again."""
-NOTE = b"n"
-"""A sentence about something that was left out."""
-DOCUMENT = b"p"
-"""This is no archive but a program or document that is packed like one."""
-DONE = b"z"
 
 Send = Callable[[bytes, bytes], None]
 
@@ -46,20 +45,6 @@ AES_MARK = b"\x01\x99"
 """How the extra field begins that an entry has which is encrypted with AES."""
 
 _is_encrypted = ffi.ffi("entry_is_encrypted", [ffi.c_archive_entry_p], ffi.c_int)
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One archive, and what may be used for it."""
-
-    path: str
-    formats: list[str]
-    """libarchive's names of what may be read; nothing else is tried."""
-    filters: list[str]
-    passwords: list[str]
-    parent: int
-    """The process that must be alive for this one to go on."""
-    memory: int
-    cpu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +181,20 @@ def read_archive(request: Request, password: str) -> Iterator[Entry]:
                 name=name if isinstance(name, str) else name.decode("utf-8", "replace"),
                 mode=stat.S_IFLNK if entry.islnk else entry.filetype,
                 is_locked=bool(_is_encrypted(entry._entry_p)),  # noqa: SLF001 - not offered otherwise
-                blocks=lambda entry=entry: entry.get_blocks(BLOCK),
+                blocks=functools.partial(_blocks, archive._pointer),  # noqa: SLF001 - the same
             )
+
+
+def _blocks(pointer: int) -> Iterator[bytes]:
+    """The present entry's content.
+
+    The binding's own reader takes a warning, a wrong checksum among them, for a length.
+    """
+    buffer = ctypes.create_string_buffer(BLOCK)
+    while (size := ffi.read_data(pointer, buffer, BLOCK)) > 0:
+        yield memoryview(buffer)[:size].tobytes()
+    if size < 0:
+        raise libarchive.ArchiveError(ffi.error_string(pointer))
 
 
 @contextmanager
@@ -231,7 +228,7 @@ def read_aes_zip(request: Request, password: str) -> Iterator[Entry]:
                 name=info.filename,
                 mode=mode or stat.S_IFREG,
                 is_locked=bool(info.flag_bits & 1),
-                blocks=lambda info=info: _zip_blocks(archive, info, password),
+                blocks=functools.partial(_zip_blocks, archive, info, password),
             )
 
 

@@ -1,5 +1,1 @@
-"""Results on disk become a report."""
-
-from cuckoo_api.reporting.service import ProcessingFailed, make_report
-
-__all__ = ["ProcessingFailed", "make_report"]
+"""Results on disk become a report. Nothing is imported here: every worker would wait for it."""

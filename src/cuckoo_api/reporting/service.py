@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import stat
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import structlog
 from cuckoo_api.model.errors import CuckooError
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import Task
+from cuckoo_api.reporting.child import ENVIRONMENT, end, ending, tail
 from cuckoo_api.reporting.job import MAX_MESSAGE, MAX_MESSAGES, Job, Reply, Request
 from cuckoo_api.reporting.sections import REPORT, STEPS
 from cuckoo_api.settings import ProcessingSection
@@ -29,7 +29,6 @@ log = structlog.get_logger()
 
 WORKER = (sys.executable, "-I", "-m", "cuckoo_api.reporting.worker")
 MAX_REPLY = 1 << 20
-MAX_STDERR = 2_000
 _PREFIX = ".sections-"
 
 
@@ -112,11 +111,11 @@ async def _run(
         limit=MAX_REPLY,
         start_new_session=True,
         cwd="/",
-        env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+        env=ENVIRONMENT,
     )
     stdin = cast("asyncio.StreamWriter", process.stdin)
     stdout = cast("asyncio.StreamReader", process.stdout)
-    complaints = asyncio.create_task(_tail(cast("asyncio.StreamReader", process.stderr)))
+    complaints = asyncio.create_task(tail(cast("asyncio.StreamReader", process.stderr)))
     try:
         with suppress(ConnectionError):  # it died at once; its end says why
             stdin.write(msgspec.json.encode(request))
@@ -133,41 +132,14 @@ async def _run(
             progress.took(reply)
         if not progress.steps:
             return None
-        return _ending(await process.wait(), await complaints)
+        return ending(await process.wait(), await complaints)
     except TimeoutError:
         return f"it took longer than {timeout:g} s"
     except (ValueError, msgspec.MsgspecError):
         return "the worker's answer was not understood"
     finally:
         complaints.cancel()
-        await _end(process)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of the worker and reap it."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
-
-
-async def _tail(stream: asyncio.StreamReader) -> str:
-    """The last of what the worker complained about."""
-    text = b""
-    while data := await stream.read(4096):
-        text = (text + data)[-MAX_STDERR:]
-    return text.decode("utf-8", "backslashreplace").strip()
-
-
-def _ending(code: int, complaints: str) -> str:
-    last = complaints.rpartition("\n")[2]
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"the worker was ended by {name}" + (f": {last}" if last else "")
-    return f"the worker ended with code {code}" + (f": {last}" if last else "")
+        await end(process)
 
 
 def _prepare(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from cuckoo_api.settings.init import default_conf, find_cwd, init_cwd
 from cuckoo_api.settings.load import load_settings
 from cuckoo_api.settings.types import (
     ApiSection,
+    ArchivesSection,
     CuckooSection,
     DatabaseSection,
     MachinerySettings,
@@ -12,10 +13,12 @@ from cuckoo_api.settings.types import (
     RoutingSection,
     Settings,
     TimeoutsSection,
+    VirusTotalSection,
 )
 
 __all__ = [
     "ApiSection",
+    "ArchivesSection",
     "CuckooSection",
     "DatabaseSection",
     "MachinerySettings",
@@ -24,6 +27,7 @@ __all__ = [
     "RoutingSection",
     "Settings",
     "TimeoutsSection",
+    "VirusTotalSection",
     "default_conf",
     "find_cwd",
     "init_cwd",

@@ -13,6 +13,7 @@ from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.settings.ini import Findings, IniFile
 from cuckoo_api.settings.types import (
     ApiSection,
+    ArchivesSection,
     CuckooSection,
     DatabaseSection,
     MachinerySettings,
@@ -21,6 +22,7 @@ from cuckoo_api.settings.types import (
     RoutingSection,
     Settings,
     TimeoutsSection,
+    VirusTotalSection,
 )
 
 T = TypeVar("T")
@@ -33,6 +35,8 @@ SECTIONS: dict[str, dict[str, type]] = {
         "timeouts": TimeoutsSection,
         "database": DatabaseSection,
         "processing": ProcessingSection,
+        "archives": ArchivesSection,
+        "virustotal": VirusTotalSection,
     },
     "routing": {"routing": RoutingSection},
 }
@@ -141,6 +145,9 @@ def _check(file: IniFile, sections: dict[str, Any]) -> None:
         )  # fmt: skip
     if not _is_address(sections["resultserver"].ip):
         file.fault("resultserver", "ip", f"{sections['resultserver'].ip!r}; allowed: an IP address")
+    url = sections["virustotal"].url
+    if not url.startswith(("https://", "http://")):
+        file.fault("virustotal", "url", f"{url!r}; allowed: an address with https:// or http://")
     if cuckoo.tmppath is not None and not cuckoo.tmppath.is_dir():
         file.fault("cuckoo", "tmppath", f"'{cuckoo.tmppath}'; allowed: a folder that exists")
 

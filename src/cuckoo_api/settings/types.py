@@ -103,6 +103,36 @@ class ProcessingSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArchivesSection:
+    """``[archives]`` of cuckoo.conf: limits on the archives of one submission."""
+
+    passwords: tuple[str, ...] = field(default=(), repr=False)
+    """Tried on encrypted archives after ``infected``."""
+    max_files: int = number(200, 1, 500)
+    """Each is held open until all of them have their tasks."""
+    max_size: int = number(1 << 30, 1, 1 << 50)
+    """Bytes that all of them may unpack to."""
+    max_ratio: int = number(200, 1)
+    """How many times its own size an archive may unpack to."""
+    max_depth: int = number(3, 1, 10)
+    """1: archives in archives are not opened."""
+    timeout: int = number(60, 1)
+    """Seconds for one archive with those in it."""
+    memory: int = number(512 << 20, 128 << 20, 1 << 50)
+    """Bytes of address space for the process that unpacks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirusTotalSection:
+    """``[virustotal]`` of cuckoo.conf: where files come from that are submitted by hash."""
+
+    key: str = field(default="", repr=False)
+    url: str = "https://www.virustotal.com"
+    timeout: int = number(60, 1)
+    """Seconds for one file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingSection:
     """``[routing]`` of routing.conf."""
 
@@ -138,6 +168,8 @@ class Settings:
     timeouts: TimeoutsSection = TimeoutsSection()
     database: DatabaseSection = DatabaseSection()
     processing: ProcessingSection = ProcessingSection()
+    archives: ArchivesSection = ArchivesSection()
+    virustotal: VirusTotalSection = VirusTotalSection()
     routing: RoutingSection = RoutingSection()
     machinery: Mapping[str, MachinerySettings] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration."""
 
 metadata = sa.MetaData()
@@ -68,6 +68,15 @@ sa.Index("tasks_queue", tasks.c.status, tasks.c.demand, tasks.c.priority.desc(),
 sa.Index("tasks_listed", tasks.c.completed_on, tasks.c.id)
 for _name in ("status", "owner", "sample_id"):
     sa.Index(f"tasks_{_name}", tasks.c[_name], tasks.c.completed_on, tasks.c.id)
+
+submits = sa.Table(
+    "submits",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("added_on", sa.String(19), nullable=False),
+    # a number is never given twice, as with tasks
+    sqlite_autoincrement=True,
+)
 
 task_tags = sa.Table(
     "task_tags",

@@ -20,7 +20,7 @@ from cuckoo_api.store.connection import Database, Transaction, compiled
 from cuckoo_api.store.listing import SELECT, TaskFilter, task_of
 from cuckoo_api.store.machines import LOCK
 from cuckoo_api.store.samples import MAX_ID, upsert_sample
-from cuckoo_api.store.schema import task_tags, tasks
+from cuckoo_api.store.schema import submits, task_tags, tasks
 
 MAX_ERRORS = 100
 """Errors that a task keeps, the first ones; what goes on failing must not fill the database."""
@@ -49,6 +49,9 @@ _INSERT = compiled(
 )
 _INSERT_TAG = compiled(
     sa.insert(task_tags).values(task_id=sa.bindparam("task_id"), tag=sa.bindparam("tag"))
+)
+_INSERT_SUBMIT = compiled(
+    sa.insert(submits).values(added_on=sa.bindparam("now")).returning(submits.c.id)
 )
 _TAKE = compiled(
     sa.update(tasks)
@@ -112,6 +115,25 @@ class TaskStore:
                 await _insert(transaction, task, await upsert_sample(transaction, sample))
                 for task, sample in new
             ]
+
+        return await self._database.write(operation)
+
+    async def submit_all(
+        self, new: Sequence[tuple[NewTask, NewSample | None]]
+    ) -> tuple[int, list[int]]:
+        """Keep the tasks of one submission under a number of its own: all of them or none.
+
+        The number, and the tasks' ids. There may be no task; the number is given all the same.
+        """
+
+        async def operation(transaction: Transaction) -> tuple[int, list[int]]:
+            [(submit_id,)] = await transaction.rows(_INSERT_SUBMIT, {"now": now_text()})
+            ids = []
+            for task, sample in new:
+                sample_id = None if sample is None else await upsert_sample(transaction, sample)
+                task = msgspec.structs.replace(task, submit_id=submit_id)
+                ids.append(await _insert(transaction, task, sample_id))
+            return int(submit_id), ids
 
         return await self._database.write(operation)
 
