@@ -70,7 +70,8 @@ def _operation(route: Route) -> _Json:
     if route.is_file:
         operation["responses"]["206"] = _response("Partial Content", {}, route.media)
     for status in sorted(_errors(route)):
-        schema = _reference(route.answer if status == 503 else Message)
+        # what is not ready says so in its own way; a file is replaced by a message
+        schema = _reference(route.answer if status == 503 and not route.is_file else Message)
         operation["responses"][str(status)] = _response(HTTPStatus(status).phrase, schema)
     if route.form is not None:
         schema = {"schema": _reference(route.form)}

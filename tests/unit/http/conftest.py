@@ -3,24 +3,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import structlog
 from aiohttp import web
-from httpkit import Client, Site
+from httpkit import Client, NewSite, Site
 
 from cuckoo_api.analysis.service import AnalysisService
 from cuckoo_api.artefacts import Artefacts
 from cuckoo_api.http.keys import SERVICE
 from cuckoo_api.http.protocol import Runner
 from cuckoo_api.server.app import http_app
-from cuckoo_api.settings import ApiSection, CuckooSection, Settings
+from cuckoo_api.settings import (
+    ApiSection,
+    ArchivesSection,
+    CuckooSection,
+    Settings,
+    VirusTotalSection,
+)
 from cuckoo_api.store import Store
-
-NewSite = Callable[..., Awaitable[Site]]
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +75,18 @@ async def new_site(tmp_path: Path, empty_database: Path) -> AsyncIterator[NewSit
     shutil.copy(empty_database, tmp_path / "cuckoo.db")
     async with AsyncExitStack() as stack:
 
-        async def make(*, token: str = "", debug: bool = False, **api: object) -> Site:
+        async def make(
+            *,
+            token: str = "",
+            debug: bool = False,
+            archives: ArchivesSection | None = None,
+            virustotal: VirusTotalSection | None = None,
+            **api: object,
+        ) -> Site:
             settings = Settings(
                 cwd=tmp_path,
+                archives=archives or ArchivesSection(),
+                virustotal=virustotal or VirusTotalSection(),
                 cuckoo=CuckooSection(machinery=(), api_token=token),
                 api=ApiSection(**api),  # type: ignore[arg-type]  # the section checks nothing itself
             )

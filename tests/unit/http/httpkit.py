@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -150,6 +150,9 @@ class Site:
     async def configure(self, *machines: Machine) -> None:
         """Have these machines."""
         await self.store.machines.sync(machines)
+
+
+NewSite = Callable[..., Awaitable[Site]]
 
 
 def machine(name: str, platform: str = "windows", **values: Any) -> Machine:

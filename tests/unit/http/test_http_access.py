@@ -7,10 +7,8 @@ import base64
 import re
 
 import pytest
-from httpkit import Site, part, post, read_reply
+from httpkit import NewSite, Site, part, post, read_reply
 from structlog.testing import capture_logs
-
-from conftest import NewSite
 
 TOKEN = "s3kr3t-é"
 HEADERS = {

@@ -6,8 +6,7 @@ import tracemalloc
 from collections.abc import AsyncIterator
 
 import pytest
-from conftest import NewSite
-from httpkit import BOUNDARY, FORM, HELLO, Site, form, part, post, until
+from httpkit import BOUNDARY, FORM, HELLO, NewSite, Site, form, part, post, until
 
 from cuckoo_api.artefacts.upload import BLOCK
 from cuckoo_api.http.forms import MAX_FIELD_BYTES, MAX_FIELDS, MAX_FILES

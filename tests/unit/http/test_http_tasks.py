@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from httpkit import HELLO, Site, get, machine
+from httpkit import HELLO, NewSite, Site, get, machine
 
-from conftest import NewSite
 from cuckoo_api.analysis.service import AnalysisService
 from cuckoo_api.http.tasks import LARGEST_BODY
 from cuckoo_api.model.task import Guest, NewTask, Status, Task
