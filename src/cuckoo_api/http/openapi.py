@@ -15,6 +15,7 @@ from cuckoo_api.http.forms import MULTIPART, URLENCODED
 from cuckoo_api.http.replies import JSON, Message
 from cuckoo_api.http.routes import DIGITS, PATTERNS, ROUTES, WORD, Route
 from cuckoo_api.http.schemas import FileForm
+from cuckoo_api.http.schemas import Readiness
 from cuckoo_api.model.sample import Sample
 from cuckoo_api.model.task import Guest, Status
 
@@ -70,8 +71,8 @@ def _operation(route: Route) -> _Json:
     if route.is_file:
         operation["responses"]["206"] = _response("Partial Content", {}, route.media)
     for status in sorted(_errors(route)):
-        # what is not ready says so in its own way; a file is replaced by a message
-        schema = _reference(route.answer if status == 503 and not route.is_file else Message)
+        is_own = status == 503 and route.answer is Readiness  # it says so in its own way
+        schema = _reference(route.answer if is_own else Message)
         operation["responses"][str(status)] = _response(HTTPStatus(status).phrase, schema)
     if route.form is not None:
         schema = {"schema": _reference(route.form)}
