@@ -32,6 +32,8 @@ log = structlog.get_logger()
 
 LAST_WORDS = 5.0
 """Seconds that a guest which said it is done gets to deliver what it sent."""
+EVENT_LAG = 1.0
+"""Seconds by which the event of a machine that died may be behind the broken connection."""
 
 
 class InfrastructureFault(Exception):
@@ -152,8 +154,7 @@ async def _wait_for_the_end(
         if not stopped.done():
             outcome = told.result()
             if outcome.state == "lost":
-                # the event of a machine that died may be a moment behind the broken connection
-                await asyncio.wait({stopped}, timeout=1)
+                await asyncio.wait({stopped}, timeout=EVENT_LAG)
         if stopped.done():
             change = stopped.result()
             if change.state is MachineState.POWEROFF:

@@ -113,6 +113,10 @@ class FakeHypervisor:
         if machine.state in (MachineState.RUNNING, MachineState.PAUSED):
             await self._stop(machine, MachineState.ABORTED, reason)
 
+    async def shut_down(self, label: str) -> None:
+        """The guest switches its running machine off, as a sample may."""
+        await self._stop(self.require(label, MachineState.RUNNING), MachineState.POWEROFF)
+
     async def start_by_hand(self, label: str) -> None:
         """Somebody else starts the machine, from its disk."""
         await self._start(self.machines[label])

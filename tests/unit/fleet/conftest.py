@@ -111,18 +111,6 @@ async def world() -> AsyncIterator[FakeHypervisor]:
         yield world
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database without rows: migrating takes longer than any test here."""
-    path = tmp_path_factory.mktemp("store") / "cuckoo.db"
-
-    async def make() -> None:
-        await (await Store.open(f"sqlite:///{path}")).close()
-
-    asyncio.run(make())
-    return path
-
-
 @pytest.fixture
 async def site(world: FakeHypervisor, tmp_path: Path, empty_database: Path) -> AsyncIterator[Site]:
     path = tmp_path / "cuckoo.db"

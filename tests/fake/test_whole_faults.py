@@ -1,0 +1,259 @@
+"""What the infrastructure does wrong costs an attempt and a machine's rest, never a task."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from fakekit import Site
+
+from cuckoo_api.artefacts import AnalysisFolder, folder
+from cuckoo_api.artefacts.write import write_whole
+from cuckoo_api.machinery import BackendUnavailable, MachineryError
+from cuckoo_api.reporting import service as reporting
+from cuckoo_api.testing.fake import Dies, Failing, GuestRun, Never, scripts
+
+
+async def test_an_agent_that_never_answers_is_another_machines_turn(site: Site) -> None:
+    site.add("bad", absent=True)
+    site.add("good")
+    await site.start()
+    task = await site.analyse()
+
+    reason = "bad: The agent at unix:{}/bad.agent did not answer within 0.2 s"
+    assert task["machine"] == "good"
+    assert task["errors"] == [reason.format(site.world.folder)]
+    assert (await site.machine("bad"))["quarantine"] == task["errors"][0]
+    assert (await site.machine("good"))["quarantine"] is None
+    assert (site.world.starts("bad"), site.world.starts("good")) == (1, 1)
+    await site.free()
+
+
+async def test_an_agent_that_takes_connections_and_is_silent_is_no_better(site: Site) -> None:
+    site.add("bad", silent=True)
+    site.add("good")
+    await site.start()
+    task = await site.analyse()
+
+    assert task["machine"] == "good"
+    assert "did not answer within" in task["errors"][0]
+    await site.free()
+
+
+async def test_after_three_attempts_a_task_is_given_up(site: Site) -> None:
+    site.configure("timeouts", agent=0.05)
+    labels = ("one", "two", "three", "four")
+    for label in labels:
+        site.add(label, absent=True)
+    await site.start()
+    task = await site.until(await site.submit(), "failed_analysis")
+
+    tried = {error.partition(":")[0] for error in task["errors"]}
+    assert (len(tried), len(task["errors"])) == (3, 3)
+    assert task["completed_on"] is not None
+    await site.free()
+    assert sum(site.world.starts(label) for label in labels) == 3
+    [left] = set(labels) - tried
+    assert (await site.machine(left))["quarantine"] is None
+    # nothing was analysed, and so there is nothing to report
+    await site.get(f"/tasks/report/{task['id']}", status=404)
+
+
+async def test_a_clients_old_words_for_a_task_that_failed(site: Site) -> None:
+    site.configure("timeouts", agent=0.05)
+    site.configure("cuckoo", max_attempts=1)
+    site.configure("api", legacy_statuses=True)
+    site.add("one", absent=True)
+    await site.start()
+
+    assert (await site.until(await site.submit(), "reported"))["errors"]
+    await site.free()
+
+
+async def test_a_machine_killed_in_the_middle_is_another_machines_turn(site: Site) -> None:
+    site.add("one", scripts.hangs)
+    site.add("two")
+    await site.start()
+    task_id = await site.submit(machine="")
+    await site.running("one")
+    await site.world.kill("one", "killed by signal 9")
+    task = await site.until(task_id, "reported")
+
+    assert task["machine"] == "two"
+    assert task["errors"] == ["one: aborted in the middle of the analysis. killed by signal 9"]
+    assert (await site.machine("one"))["quarantine"] == task["errors"][0]
+    # of the broken attempt nothing is left in the folder
+    assert "the sample ended" in (site.folder(task_id) / "analysis.log").read_text()
+    await site.free()
+
+
+async def test_a_machine_that_dies_under_its_guest_is_no_fault_of_the_sample(site: Site) -> None:
+    site.add("one", scripts.dies)
+    site.add("two")
+    await site.start()
+    task = await site.analyse()
+
+    assert (task["machine"], len(task["errors"])) == ("two", 1)
+    await site.free()
+
+
+async def test_a_machine_that_dies_at_its_start_is_another_machines_turn(site: Site) -> None:
+    site.add("one", absent=True)
+    site.add("two")
+    site.world.behave("restore_and_start", Dies(), label="one")
+    await site.start()
+    task = await site.analyse()
+
+    assert task["machine"] == "two"
+    assert (await site.machine("one"))["quarantine"]
+    await site.free()
+
+
+async def test_a_revert_that_fails_is_another_machines_turn(site: Site) -> None:
+    site.add("one")
+    site.add("two")
+    site.world.behave("restore_and_start", Failing(MachineryError("bad snapshot")), label="one")
+    await site.start()
+    task = await site.analyse()
+
+    assert (task["machine"], task["errors"]) == ("two", ["one: bad snapshot"])
+    assert (await site.machine("one"))["quarantine"] == "one: bad snapshot"
+    assert site.world.starts("one") == 0
+    await site.free()
+
+
+async def test_a_revert_that_never_ends_is_given_up(site: Site) -> None:
+    site.configure("timeouts", vm_state=0.1)
+    site.add("one")
+    site.add("two")
+    site.world.behave("restore_and_start", Never(zombie=True), label="one")
+    await site.start()
+    task = await site.analyse()
+
+    assert task["machine"] == "two"
+    assert "no answer within 0.1 s" in task["errors"][0]
+    assert site.world.calls("power_off", "one")
+    await site.free()
+    # carried out after all: the machine is seen, and switched off again
+    await site.world.rise()
+    await site.world.until(lambda: site.world.running() == [])
+
+
+async def test_a_hypervisor_that_goes_away_and_comes_back(site: Site) -> None:
+    site.add("one", scripts.hangs)
+    await site.start()
+    task_id = await site.submit()
+    await site.running("one")
+    await site.world.down()
+    task = await site.until(task_id, "pending")
+
+    [error] = task["errors"]
+    assert error.startswith("one: unreachable in the middle of the analysis.")
+    assert "connection refused" in (await site.machine("one"))["quarantine"]
+    problems = (await site.get("/readyz", status=503))["problems"]
+    assert len(problems) == 1
+    assert problems[0].startswith("machine one: ")
+    site.guest("one").script = scripts.normal
+    await site.world.up()
+    assert (await site.until(task_id, "reported"))["machine"] == "one"
+    assert await site.get("/readyz")
+    await site.free()
+
+
+async def test_a_hypervisor_that_is_not_there_at_the_start(site: Site) -> None:
+    site.add("one")
+    site.world.behave("open", Failing(BackendUnavailable("no daemon"), times=1))
+    await site.start()
+    task_id = await site.submit()
+
+    assert (await site.machine("one"))["quarantine"] == "fake cannot be used: no daemon"
+    assert (await site.until(task_id, "reported"))["errors"] == []
+    await site.free()
+
+
+async def test_a_machine_that_cannot_be_switched_off_gets_no_other_task(site: Site) -> None:
+    site.add("one")
+    site.add("two")
+    await site.start()
+    site.world.behave("power_off", Failing(MachineryError("denied")), label="one")
+    assert (await site.analyse())["machine"] == "one"
+    assert (await site.machine("one"))["quarantine"] == "it could not be switched off: denied"
+    assert (await site.analyse())["machine"] == "two"
+    assert site.world.running() == ["one"]
+    site.world.behave("power_off", None, label="one")
+    await site.stop()
+    await site.start()
+    await site.free()
+
+
+async def test_a_full_disk_in_the_middle_costs_an_attempt(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        monkeypatch.setattr(folder, "write_whole", write_whole)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(folder, "write_whole", full)
+    site.add("one")
+    await site.start()
+    task = await site.analyse()
+
+    [error] = task["errors"]
+    assert "is full" in error
+    assert (await site.machine("one"))["quarantine"] is None
+    await site.free()
+
+
+async def test_a_bug_costs_an_attempt_only(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = AnalysisFolder.create
+
+    async def broken(*_: object) -> None:
+        monkeypatch.setattr(AnalysisFolder, "create", create)
+        raise KeyError("oops")
+
+    monkeypatch.setattr(AnalysisFolder, "create", broken)
+    site.add("one")
+    await site.start()
+    task = await site.analyse()
+
+    assert task["errors"] == ["Internal error: KeyError"]
+    await site.free()
+
+
+async def test_a_report_that_cannot_be_made_fails_the_processing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: object) -> str:
+        return "the worker was ended by SIGSEGV"
+
+    working = reporting._run
+    monkeypatch.setattr(reporting, "_run", dies)
+    site.add("one")
+    await site.start()
+    task = await site.until(await site.submit(), "failed_processing")
+
+    assert task["errors"] == ["No report was written. report: the worker was ended by SIGSEGV"]
+    await site.get(f"/tasks/report/{task['id']}", status=404)
+    assert list((site.folder(task["id"]) / "reports").iterdir()) == []
+    await site.free()
+
+    monkeypatch.setattr(reporting, "_run", working)
+    assert await site.get(f"/tasks/rereport/{task['id']}") == {"success": True}
+    await site.until(task["id"], "reported")
+    assert (await site.get(f"/tasks/report/{task['id']}"))["info"]["id"] == task["id"]
+
+
+async def test_a_guest_writes_no_report_of_its_own(site: Site) -> None:
+    async def plants(run: GuestRun) -> None:
+        await run.upload("reports/report.json", b"{}")
+        await run.upload("files/../../reports/x", b"{}")
+        await scripts.normal(run)
+
+    site.add("one", plants)
+    await site.start()
+    task = await site.analyse()
+
+    assert [error.partition(":")[0] for error in task["errors"]] == ["Result server"] * 2
+    assert (await site.get(f"/tasks/report/{task['id']}"))["info"]["id"] == task["id"]
+    await site.free()
