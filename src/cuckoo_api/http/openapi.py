@@ -14,8 +14,7 @@ from cuckoo_api import __version__
 from cuckoo_api.http.forms import MULTIPART, URLENCODED
 from cuckoo_api.http.replies import JSON, Message
 from cuckoo_api.http.routes import DIGITS, PATTERNS, ROUTES, WORD, Route
-from cuckoo_api.http.schemas import FileForm
-from cuckoo_api.http.schemas import Readiness
+from cuckoo_api.http.schemas import FileForm, Readiness
 from cuckoo_api.model.sample import Sample
 from cuckoo_api.model.task import Guest, Status
 
