@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from serverkit import Namespace, Site, configure, new_cwd, place_guest
-
-NewSite = Callable[..., Awaitable[Site]]
+from serverkit import Namespace, NewSite, Site, configure, new_cwd, place_guest
 
 
 @pytest.fixture

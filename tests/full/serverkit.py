@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -220,6 +220,9 @@ class Site:
         await self.namespace.empty()
         assert self.namespace.links() == set()
         assert self.namespace.rules() == ""
+
+
+NewSite = Callable[..., Awaitable[Site]]
 
 
 def new_cwd(cwd: Path, like: Path, **values: str) -> Path:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NewSite
-from serverkit import DONE, Site
+from serverkit import DONE, NewSite, Site
 
 from cuckoo_api.guest.analyzer import PAYLOAD
 

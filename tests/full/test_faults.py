@@ -12,8 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from conftest import NewSite
-from serverkit import DONE, Site, run
+from serverkit import DONE, NewSite, Site, run
 
 SHORT = b"#!/bin/sh\necho one > /tmp/one\nsleep 1\n"
 LONG = b"#!/bin/sh\necho begun > /tmp/begun\nsleep 300\n"

@@ -21,11 +21,12 @@ _COPIED = (
     "custom", "owner", "platform", "memory", "enforce_timeout", "clock", "tags", "demand",
 )  # fmt: skip
 _STATUS = compiled(sa.select(tasks.c.status, tasks.c.sample_id).where(_by_id))
-_SET = compiled(
+_RECOVER = compiled(sa.update(tasks).where(_by_id).values(status=Status.RECOVERED.value))
+_CANCEL = compiled(
     sa.update(tasks)
     .where(_by_id)
     .values(
-        status=sa.bindparam("status"),
+        status=Status.CANCELLED.value,
         completed_on=sa.func.coalesce(tasks.c.completed_on, sa.bindparam("now")),
     )
 )
@@ -86,8 +87,7 @@ async def reschedule(transaction: Transaction, task_id: int, priority: int | Non
     values: dict[str, Any] = {"by_id": task_id, "priority": priority, "now": now}
     [(new_id,)] = await transaction.rows(_COPY, values)
     await transaction.run(_COPY_TAGS, {"by_id": task_id, "new_id": new_id})
-    if status is not Status.RECOVERED:
-        await _set(transaction, task_id, status, Status.RECOVERED)
+    await transaction.run(_RECOVER, {"by_id": task_id})
     return int(new_id)
 
 
@@ -99,7 +99,7 @@ async def cancel(transaction: Transaction, task_id: int) -> Status | None:
     status = found[0]
     if Status.CANCELLED not in TRANSITIONS[status]:
         raise Conflict(f"The task is {status.value} already and cannot be cancelled")
-    await _set(transaction, task_id, status, Status.CANCELLED)
+    await transaction.run(_CANCEL, {"by_id": task_id, "now": now_text()})
     return status
 
 
@@ -120,9 +120,3 @@ async def delete(transaction: Transaction, task_id: int) -> str | None:
         return ""
     rows = await transaction.rows(_DELETE_SAMPLE, {"sample": sample_id})
     return str(rows[0][0]) if rows else ""
-
-
-async def _set(transaction: Transaction, task_id: int, source: Status, target: Status) -> None:
-    if target not in TRANSITIONS[source]:
-        raise ValueError(f"a task never goes from {source} to {target}")
-    await transaction.run(_SET, {"by_id": task_id, "status": target, "now": now_text()})
