@@ -65,18 +65,16 @@ class VirusTotal:
                         await upload.write(chunk)
                     return
                 if response.status not in (301, 302, 303, 307, 308):
-                    raise NotFetched(await _reason(response))
+                    known = REASONS.get(response.status) if "x-apikey" in headers else None
+                    raise NotFetched(known or await _reason(response))
                 url = url.join(URL(response.headers.get(hdrs.LOCATION, "")))
-            if url.scheme != self._base.scheme:
-                raise NotFetched("it leads to an address that is not served like its own")
+            if url.scheme not in (self._base.scheme, "https"):
+                raise NotFetched("it leads to an address that is not served by HTTPS")
             headers.pop("x-apikey", None)  # the files lie elsewhere, and their address is signed
         raise NotFetched("it leads from one address to the next")
 
 
 async def _reason(response: aiohttp.ClientResponse) -> str:
-    known = REASONS.get(response.status)
-    if known is not None:
-        return known
     try:
         said = msgspec.json.decode(await response.content.read(MAX_ERROR), type=_Answer)
     except msgspec.MsgspecError:

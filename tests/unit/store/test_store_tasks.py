@@ -29,6 +29,17 @@ def plan(store: Store, statement: Statement) -> list[str]:
     return [row[3] for row in rows]
 
 
+async def test_a_submission_of_several_tasks_is_kept_whole_under_one_number(store: Store) -> None:
+    new = NewTask(category="archive", target="a.zip")
+    assert await store.tasks.submit_all([]) == (1, [])
+    assert await store.tasks.submit_all([(url(), None), (new, sample())]) == (2, [1, 2])
+    with pytest.raises(BadInput):
+        await store.tasks.submit_all([(url(), None), (url(custom="\ud800"), None)])
+    assert await store.tasks.submit_all([(url(), None)]) == (3, [3])
+    kept = await store.tasks.page(TaskFilter(), limit=None)
+    assert [(task.submit_id, task.sample_id) for task in kept] == [(2, None), (2, 1), (3, None)]
+
+
 async def test_a_view_has_the_fields_of_the_api_in_their_order(store: Store) -> None:
     [one] = await store.tasks.submit([url()])
     [two] = await store.tasks.submit([NewTask(category="file", target="a")], sample())
