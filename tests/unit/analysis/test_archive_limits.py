@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archivekit import EXE, aes_zipped, opened, written, zipped
 
+from archivekit import EXE, aes_zipped, opened, written, zipped
 from cuckoo_api.analysis import archive, frames
 from cuckoo_api.analysis.archive import WORKER, Contents, Refused, Unpacker
 from cuckoo_api.analysis.filekinds import is_worth_running
@@ -27,9 +27,13 @@ SMALL = zipped({"x": b"x"})
 
 
 CONFINED = """
+import ctypes
 from cuckoo_api.analysis import unpack
 
 def take_apart(request, send):
+    deadly = ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(deadly))  # PR_GET_PDEATHSIG
+    send(b"n", b"Its parent's death sends signal %d" % deadly.value)
     for name in ("limits", "status"):
         for line in open(f"/proc/self/{name}"):
             if line.startswith(("Max", "NoNewPrivs")):
@@ -141,7 +145,9 @@ async def test_the_memory_that_an_archive_asks_for_is_limited(rig: Rig) -> None:
     assert "allocate memory" in " ".join(found.notes)
 
 
-async def test_the_worker_may_write_no_file_and_gain_no_rights(rig: Rig) -> None:
+async def test_the_worker_may_write_no_file_gain_no_rights_and_not_outlive_the_server(
+    rig: Rig,
+) -> None:
     rig.limits = {"memory": 300 << 20, "timeout": 7}
     rig.worker = (sys.executable, "-I", "-c", CONFINED)
     notes = (await rig.unpack(SMALL)).notes
@@ -150,6 +156,7 @@ async def test_the_worker_may_write_no_file_and_gain_no_rights(rig: Rig) -> None
         "Max file size 0 0 bytes",
         f"Max address space {300 << 20} {300 << 20} bytes",
         "NoNewPrivs: 1",
+        "Its parent's death sends signal 9",
     ):
         assert expected in notes
 
