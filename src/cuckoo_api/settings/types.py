@@ -116,7 +116,7 @@ class ArchivesSection:
     """How many times its own size an archive may unpack to."""
     max_depth: int = number(3, 1, 10)
     """1: archives in archives are not opened."""
-    timeout: int = number(60, 1)
+    timeout: int = number(120, 1)
     """Seconds for one archive with those in it."""
     memory: int = number(512 << 20, 128 << 20, 1 << 50)
     """Bytes of address space for the process that unpacks."""
