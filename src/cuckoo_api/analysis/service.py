@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from cuckoo_api.analysis import reboot
 from cuckoo_api.analysis.archive import Unpacker
 from cuckoo_api.analysis.collect import Collector
+from cuckoo_api.analysis.events import Feed
 from cuckoo_api.analysis.holding import Holding
 from cuckoo_api.analysis.strings import MAX_URL, lines_of
 from cuckoo_api.analysis.submission import (
@@ -80,7 +81,9 @@ class AnalysisService:
         on_submitted: Callable[[], None],
         fleet: MachineView | None = None,
         processes: Mapping[str, int] | None = None,
+        events: Feed | None = None,
     ) -> None:
+        self.events = events or Feed(store)
         self._settings = settings
         self._store = store
         self._artefacts = artefacts

@@ -29,6 +29,8 @@ SETTINGS = web.AppKey("settings", Settings)
 SWITCH = web.AppKey("switch", Switch)
 ARCHIVES = web.AppKey("archives", asyncio.Semaphore)
 """A turn for each archive that is written at the same time: it keeps a processor busy."""
+STREAMS = web.AppKey("streams", asyncio.Semaphore)
+"""A place for each client that follows the events."""
 DOCUMENT = web.AppKey("openapi", bytes)
 
 REQUEST_ID = web.RequestKey("request_id", str)

@@ -27,6 +27,12 @@ _QUERY: dict[str, _Json] = {
     "completed_after": {"type": "integer", "minimum": 0, "description": "Unix time"},
     "sample": {"type": "integer", "minimum": 0, "description": "The sample's id"},
     "after_id": {"type": "integer", "minimum": 0},
+    "last_event_id": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": (1 << 63) - 1,
+        "description": "Begin after this event; as the header Last-Event-ID",
+    },
     "elements": {"type": "string", "description": "One outermost key of the JSON report"},
     "tar": {"type": "string", "description": "An archive's compression: bz2, gz, tar or zst"},
     "tags": {"type": "string", "description": "Comma-separated; the task has them all"},

@@ -9,8 +9,9 @@ import msgspec
 from aiohttp import web
 
 from cuckoo_api.analysis.system import SystemStatus
-from cuckoo_api.http import artefacts, files, machines, system, tasks
+from cuckoo_api.http import artefacts, events, files, machines, system, tasks
 from cuckoo_api.http.downloads import JPEG, OCTETS, ZIP
+from cuckoo_api.http.events import EVENT_STREAM
 from cuckoo_api.http.replies import JSON, Message
 from cuckoo_api.http.schemas import (
     Done,
@@ -185,6 +186,15 @@ def add_routes(router: web.UrlDispatcher) -> None:
                 if route.method == "GET":
                     # HEAD would do what GET does
                     allow_head = route.path not in ACTING
+    Route(
+        "GET",
+        "/events",
+        events.stream,
+        bytes,
+        media=EVENT_STREAM,
+        query=("last_event_id",),
+        errors=(503,),
+    ),
                     router.add_get(prefix + path + slash, route.handler, allow_head=allow_head)
                 else:
                     router.add_route(route.method, prefix + path + slash, route.handler)

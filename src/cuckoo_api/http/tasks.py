@@ -29,7 +29,7 @@ LARGEST_BODY = 1000
 """Tasks in one answer with a Content-Length; more, or no limit, are streamed."""
 FLUSH = 64 << 10
 
-_LEGACY = frozenset(
+LEGACY = frozenset(
     {
         Status.CANCELLED,
         Status.FAILED_ANALYSIS,
@@ -37,6 +37,7 @@ _LEGACY = frozenset(
         Status.FAILED_REPORTING,
     }
 )
+"""What clients that know four states take for ``reported``."""
 
 
 async def create_file(request: web.Request) -> web.StreamResponse:
@@ -179,6 +180,6 @@ def _legacy(request: web.Request) -> bool:
 
 
 def _shown(task: Task, *, legacy: bool) -> Task:
-    if legacy and task.status in _LEGACY:
+    if legacy and task.status in LEGACY:
         return msgspec.structs.replace(task, status=Status.REPORTED)
     return task

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
-from cuckoo_api.http.keys import ARCHIVES, DOCUMENT, SETTINGS, SWITCH, Switch
+from cuckoo_api.http.events import MAX_STREAMS
+from cuckoo_api.http.keys import (
+    ARCHIVES,
+    DOCUMENT,
+    SERVICE,
+    SETTINGS,
+    STREAMS,
+    SWITCH,
+    Switch,
+)
 from cuckoo_api.http.middleware import complete_headers, make_guard
 from cuckoo_api.http.openapi import document
 from cuckoo_api.http.routes import add_routes
@@ -43,6 +52,13 @@ def http_app(settings: Settings, *, debug: bool = False) -> web.Application:
     app[SWITCH] = Switch(debug=debug)
     app[DOCUMENT] = document()
     app[ARCHIVES] = asyncio.Semaphore(PARALLEL_ARCHIVES)
+    app[STREAMS] = asyncio.Semaphore(MAX_STREAMS)
+    app.on_shutdown.append(_end_streams)
     app.on_response_prepare.append(complete_headers)
     add_routes(app.router)
     return app
+
+
+async def _end_streams(app: web.Application) -> None:
+    """An answer that has no end must not hold up a stop."""
+    app[SERVICE].events.close()

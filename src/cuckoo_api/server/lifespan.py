@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -10,7 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import structlog
 from aiohttp import web
 
-from cuckoo_api.analysis import doorbell
+from cuckoo_api.analysis.doorbell import Doorbell
+from cuckoo_api.analysis.events import Feed
 from cuckoo_api.analysis.recovery import recover
 from cuckoo_api.analysis.run import Workshop
 from cuckoo_api.analysis.scheduler import Scheduler
@@ -48,18 +48,29 @@ async def lifespan(
         artefacts = Artefacts(settings.storage)
         stack.push_async_callback(artefacts.close)
         await artefacts.open()
+        bell = Doorbell(settings.cwd)
+        stack.callback(bell.close)
+        feed = Feed(store, ring=bell.ring)
         fleet: Fleet | None = None
-        on_submitted: Callable[[], None] = functools.partial(doorbell.ring, settings.cwd)
+        wake: Callable[[], None] = feed.wake  # the event of what was submitted rings the engine
         if engine:
             fleet, scheduler = await _open_engine(stack, settings, store, artefacts, plugins)
-            on_submitted = scheduler.wake
+            wake = scheduler.wake
+
+        def on_ring() -> None:
+            feed.wake()
+            wake()
+
+        bell.open(on_ring, engine=engine)
+        on_ring()  # who rang earlier was not heard
         app[SERVICE] = AnalysisService(
             settings,
             store,
             artefacts,
-            on_submitted=on_submitted,
+            on_submitted=wake,
             fleet=fleet,
             processes={"engine" if engine else "api": os.getpid()},
+            events=feed,
         )
         yield
 
@@ -88,8 +99,6 @@ async def _open_engine(
     scheduler = Scheduler(Workshop(settings, store, artefacts, results, sinkhole), fleet)
     stack.push_async_callback(scheduler.close)
     scheduler.open()
-    bell = await doorbell.listen(settings.cwd, scheduler.wake)
-    stack.callback(bell.close)
     return fleet, scheduler
 
 

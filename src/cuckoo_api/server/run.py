@@ -54,6 +54,7 @@ async def serve(
         await stopped.wait()
         log.info("server.stopping")
         switch.draining = True
+        await runner.shutdown()  # answers without an end come to theirs
         await _drain(runner)
     finally:
         await runner.cleanup()

@@ -1,10 +1,20 @@
 """Tasks, samples and machines in a database; the only place that knows SQL."""
 
 from cuckoo_api.store.database import Store
+from cuckoo_api.store.events import Event, EventStore
 from cuckoo_api.store.lifecycle import BUSY
 from cuckoo_api.store.listing import TaskFilter
 from cuckoo_api.store.machines import MachineStore
 from cuckoo_api.store.samples import SampleStore
 from cuckoo_api.store.tasks import TaskStore
 
-__all__ = ["BUSY", "MachineStore", "SampleStore", "Store", "TaskFilter", "TaskStore"]
+__all__ = [
+    "BUSY",
+    "Event",
+    "EventStore",
+    "MachineStore",
+    "SampleStore",
+    "Store",
+    "TaskFilter",
+    "TaskStore",
+]

@@ -19,13 +19,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
 from cuckoo_api.model.errors import BadInput, Conflict, CuckooError, Unavailable
-from cuckoo_api.store.hops import Hops, connect
+from cuckoo_api.store.hops import Connection, Hops, connect
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
 Params = Mapping[str, Any]
 
 _DIALECT = sqlite.dialect(paramstyle="named")
+_NEWEST_EVENT = "SELECT max(id) FROM events"
 _PRAGMAS = ("synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY")
 
 
@@ -77,13 +78,15 @@ class _Read:
 class Database:
     """SQLite through aiosqlite. Another driver needs :meth:`rows` and :meth:`write`, no more."""
 
-    def __init__(
-        self, path: Path, writer: Hops[Operation[Any]], quick: Hops[_Read], slow: Hops[_Read]
-    ) -> None:
+    def __init__(self, path: Path, writer: Connection, quick: Connection, slow: Connection) -> None:
         self.path = path
-        self._writer = writer
-        self._quick = quick
-        self._slow = slow
+        self.on_event: Callable[[], None] = lambda: None
+        """Called after a commit that an event came with; see ``events.py``."""
+        self._writer: Hops[Operation[Any]] = Hops(writer, self._commit, self._tell)
+        self._quick = Hops(quick, _read)
+        self._slow = Hops(slow, _read)
+        self._newest_event: int | None = None
+        self._told_event: int | None = None
         self._closing = False
 
     @classmethod
@@ -95,10 +98,8 @@ class Database:
                 connection = await connect(path, timeout, _PRAGMAS)
                 undo.push_async_callback(connection.close)
                 connections.append(connection)
-            writer, quick, slow = connections
-            database = cls(path, Hops(writer, _transact), Hops(quick, _read), Hops(slow, _read))
             undo.pop_all()
-        return database
+        return cls(path, *connections)
 
     async def close(self) -> None:
         """Finish the writes that wait, then disconnect."""
@@ -126,6 +127,21 @@ class Database:
             raise Unavailable("The server is stopping")
         result: T = await self._writer.do(operation)
         return result
+
+    def _commit(
+        self, connection: sqlite3.Connection, operations: Sequence[Operation[Any]]
+    ) -> list[Any]:
+        outcomes = _transact(connection, operations)
+        try:
+            [(self._newest_event,)] = connection.execute(_NEWEST_EVENT).fetchall()
+        except sqlite3.Error:
+            pass  # a disk that fails; what was answered stands, and is told with the next commit
+        return outcomes
+
+    def _tell(self) -> None:
+        if self._newest_event != self._told_event:
+            self._told_event = self._newest_event
+            self.on_event()
 
 
 def _read(connection: sqlite3.Connection, reads: Sequence[_Read]) -> list[Any]:

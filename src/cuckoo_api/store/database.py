@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.store.connection import Database
+from cuckoo_api.store.events import EventStore
 from cuckoo_api.store.machines import MachineStore
 from cuckoo_api.store.samples import SampleStore
 from cuckoo_api.store.tasks import TaskStore
@@ -24,6 +25,7 @@ class Store:
     tasks: TaskStore
     samples: SampleStore
     machines: MachineStore
+    events: EventStore
     database: Database
 
     @classmethod
@@ -40,7 +42,13 @@ class Store:
         except (OSError, sqlite3.Error, sa.exc.DBAPIError) as exc:
             cause = exc.orig if isinstance(exc, sa.exc.DBAPIError) else exc
             raise ConfigError([f"[database] connection: {path}: {cause}"]) from exc
-        return cls(TaskStore(database), SampleStore(database), MachineStore(database), database)
+        return cls(
+            TaskStore(database),
+            SampleStore(database),
+            MachineStore(database),
+            EventStore(database),
+            database,
+        )
 
     async def close(self) -> None:
         """Finish waiting writes and disconnect."""

@@ -53,13 +53,18 @@ class Hops(Generic[J]):
 
     ``run`` gets the connection and some jobs, in its thread, and answers an outcome for each: a
     result, or the exception that its waiter shall get. What ``run`` raises, all of them get.
+    ``after`` is called in the loop after each hop.
     """
 
     def __init__(
-        self, connection: Connection, run: Callable[[sqlite3.Connection, list[J]], list[Any]]
+        self,
+        connection: Connection,
+        run: Callable[[sqlite3.Connection, list[J]], list[Any]],
+        after: Callable[[], None] | None = None,
     ) -> None:
         self._connection = connection
         self._run = run
+        self._after = after
         self._waiting: list[tuple[J, asyncio.Future[Any]]] = []
         self._work = asyncio.Event()
         self._closing = False
@@ -95,6 +100,8 @@ class Hops(Generic[J]):
             outcomes = await self._connection.call(lambda connection: self._run(connection, jobs))
         except Exception as exc:  # noqa: BLE001 - every waiter must hear of it
             outcomes = [exc] * len(batch)
+        if self._after is not None:
+            self._after()
         for (_, done), outcome in zip(batch, outcomes, strict=True):
             if done.done():
                 continue

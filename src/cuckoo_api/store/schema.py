@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration."""
 
 metadata = sa.MetaData()
@@ -109,4 +109,14 @@ machines = sa.Table(
     sa.Column("rcparams", sa.Text, nullable=False, server_default="{}"),
     sa.Column("quarantine", sa.Text),
     sa.Column("task_id", sa.Integer),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    # a client asks for what came after the last id that it has seen
+    sqlite_autoincrement=True,
 )

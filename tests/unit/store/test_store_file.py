@@ -23,25 +23,30 @@ from store_data import machine, url
 from cuckoo_api.model.errors import ConfigError, Unavailable
 from cuckoo_api.store import Store, TaskFilter, database
 from cuckoo_api.store.schema import HEAD, metadata
+from cuckoo_api.store.triggers import TRIGGERS
 
 MIGRATIONS = Path(database.__file__).parent / "migrations"
 
 
-def indexes(engine: sa.Engine) -> dict[str, str]:
+def beside_tables(engine: sa.Engine) -> dict[str, str]:
+    """Indexes and triggers."""
     with engine.connect() as connection:
-        rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type='index'")
+        rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type!='table'")
         return {name: " ".join(sql.split()) for name, sql in rows if sql}
 
 
 async def test_migrations_lead_to_the_schema(store: Store) -> None:
     engine = sa.create_engine(f"sqlite:///{store.database.path}")
-    made = sa.create_engine("sqlite://")
+    made = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
     metadata.create_all(made)
+    with made.connect() as connection:
+        for trigger in TRIGGERS:
+            connection.exec_driver_sql(trigger)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection)
         assert context.get_current_revision() == HEAD
         assert compare_metadata(context, metadata) == []
-    assert indexes(engine) == indexes(made)
+    assert beside_tables(engine) == beside_tables(made)
     engine.dispose()
     made.dispose()
 

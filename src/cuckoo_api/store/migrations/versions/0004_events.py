@@ -1,0 +1,72 @@
+"""What happened to tasks and machines, written by the database itself."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+TASK_NEW = """
+CREATE TRIGGER tasks_new AFTER INSERT ON tasks
+BEGIN
+    INSERT INTO events (kind, data) VALUES ('task', json_object(
+        'id', NEW.id, 'status', NEW.status, 'previous', NULL, 'time', datetime('now')
+    ));
+END
+"""
+TASK_CHANGED = """
+CREATE TRIGGER tasks_changed AFTER UPDATE OF status ON tasks
+WHEN NEW.status IS NOT OLD.status
+BEGIN
+    INSERT INTO events (kind, data) VALUES ('task', json_object(
+        'id', NEW.id, 'status', NEW.status, 'previous', OLD.status, 'time', datetime('now')
+    ));
+END
+"""
+TASK_GONE = """
+CREATE TRIGGER tasks_gone AFTER DELETE ON tasks
+BEGIN
+    INSERT INTO events (kind, data) VALUES ('task', json_object(
+        'id', OLD.id, 'status', NULL, 'previous', OLD.status, 'time', datetime('now')
+    ));
+END
+"""
+MACHINE_CHANGED = """
+CREATE TRIGGER machines_changed AFTER UPDATE OF status, locked, task_id, quarantine ON machines
+WHEN NEW.status IS NOT OLD.status OR NEW.locked IS NOT OLD.locked
+    OR NEW.task_id IS NOT OLD.task_id OR NEW.quarantine IS NOT OLD.quarantine
+BEGIN
+    INSERT INTO events (kind, data) VALUES ('machine', json_object(
+        'id', NEW.id, 'name', NEW.name, 'status', NEW.status, 'previous', OLD.status,
+        'locked', json(iif(NEW.locked, 'true', 'false')), 'task_id', NEW.task_id,
+        'quarantine', NEW.quarantine, 'time', datetime('now')
+    ));
+END
+"""
+NEWEST_KEPT = """
+CREATE TRIGGER events_kept AFTER INSERT ON events
+BEGIN
+    DELETE FROM events WHERE id <= NEW.id - 10000;
+END
+"""
+TRIGGERS = (TASK_NEW, TASK_CHANGED, TASK_GONE, MACHINE_CHANGED, NEWEST_KEPT)
+
+
+def upgrade() -> None:
+    op.create_table(
+        "events",
+        sa.Column("id", sa.Integer(), primary_key=True),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("data", sa.Text(), nullable=False),
+        sqlite_autoincrement=True,
+    )
+    for trigger in TRIGGERS:
+        op.execute(trigger)
+
+
+def downgrade() -> None:
+    for name in ("tasks_new", "tasks_changed", "tasks_gone", "machines_changed", "events_kept"):
+        op.execute(f"DROP TRIGGER {name}")
+    op.drop_table("events")

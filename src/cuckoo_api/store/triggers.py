@@ -1,0 +1,52 @@
+"""What the database writes by itself: an event for each change, beside the change.
+
+Nobody who changes a task or a machine can forget to tell of it, and what is rolled back was
+never told. ``migrations/`` makes these triggers; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+TASK_NEW = """
+CREATE TRIGGER tasks_new AFTER INSERT ON tasks
+BEGIN
+    INSERT INTO events (kind, data) VALUES ('task', json_object(
+        'id', NEW.id, 'status', NEW.status, 'previous', NULL, 'time', datetime('now')
+    ));
+END
+"""
+TASK_CHANGED = """
+CREATE TRIGGER tasks_changed AFTER UPDATE OF status ON tasks
+WHEN NEW.status IS NOT OLD.status
+BEGIN
+    INSERT INTO events (kind, data) VALUES ('task', json_object(
+        'id', NEW.id, 'status', NEW.status, 'previous', OLD.status, 'time', datetime('now')
+    ));
+END
+"""
+TASK_GONE = """
+CREATE TRIGGER tasks_gone AFTER DELETE ON tasks
+BEGIN
+    INSERT INTO events (kind, data) VALUES ('task', json_object(
+        'id', OLD.id, 'status', NULL, 'previous', OLD.status, 'time', datetime('now')
+    ));
+END
+"""
+MACHINE_CHANGED = """
+CREATE TRIGGER machines_changed AFTER UPDATE OF status, locked, task_id, quarantine ON machines
+WHEN NEW.status IS NOT OLD.status OR NEW.locked IS NOT OLD.locked
+    OR NEW.task_id IS NOT OLD.task_id OR NEW.quarantine IS NOT OLD.quarantine
+BEGIN
+    INSERT INTO events (kind, data) VALUES ('machine', json_object(
+        'id', NEW.id, 'name', NEW.name, 'status', NEW.status, 'previous', OLD.status,
+        'locked', json(iif(NEW.locked, 'true', 'false')), 'task_id', NEW.task_id,
+        'quarantine', NEW.quarantine, 'time', datetime('now')
+    ));
+END
+"""
+NEWEST_KEPT = """
+CREATE TRIGGER events_kept AFTER INSERT ON events
+BEGIN
+    DELETE FROM events WHERE id <= NEW.id - 10000;
+END
+"""
+TRIGGERS = (TASK_NEW, TASK_CHANGED, TASK_GONE, MACHINE_CHANGED, NEWEST_KEPT)
