@@ -75,8 +75,7 @@ class Site:
         self.settings = Settings(
             cwd=cwd,
             cuckoo=CuckooSection(machinery=("fake",), api_token=TOKEN, freespace=0),
-            # a file cannot say fractions of a second, a test would rather not wait for a whole one
-            timeouts=TimeoutsSection(default=5, critical=5, agent=0.2),  # type: ignore[arg-type]
+            timeouts=TimeoutsSection(default=5, critical=5, agent=5),
             machinery={"fake": MachinerySettings(name="fake", options={}, machines=())},
         )
         self.app: web.Application | None = None

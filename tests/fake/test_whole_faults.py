@@ -16,36 +16,28 @@ from cuckoo_api.testing.fake import Dies, Failing, GuestRun, Never, scripts
 
 
 async def test_an_agent_that_never_answers_is_another_machines_turn(site: Site) -> None:
+    site.configure("timeouts", agent=0.5)
     site.add("bad", absent=True)
+    site.add("worse", silent=True)
     site.add("good")
     await site.start()
     task = await site.analyse()
 
-    reason = "bad: The agent at unix:{}/bad.agent did not answer within 0.2 s"
     assert task["machine"] == "good"
-    assert task["errors"] == [reason.format(site.world.folder)]
-    assert (await site.machine("bad"))["quarantine"] == task["errors"][0]
+    for label, error in zip(("bad", "worse"), sorted(task["errors"]), strict=True):
+        agent = site.world.folder / f"{label}.agent"
+        assert error == f"{label}: The agent at unix:{agent} did not answer within 0.5 s"
+        assert (await site.machine(label))["quarantine"] == error
+        assert site.world.starts(label) == 1
     assert (await site.machine("good"))["quarantine"] is None
-    assert (site.world.starts("bad"), site.world.starts("good")) == (1, 1)
-    await site.free()
-
-
-async def test_an_agent_that_takes_connections_and_is_silent_is_no_better(site: Site) -> None:
-    site.add("bad", silent=True)
-    site.add("good")
-    await site.start()
-    task = await site.analyse()
-
-    assert task["machine"] == "good"
-    assert "did not answer within" in task["errors"][0]
     await site.free()
 
 
 async def test_after_three_attempts_a_task_is_given_up(site: Site) -> None:
-    site.configure("timeouts", agent=0.05)
     labels = ("one", "two", "three", "four")
     for label in labels:
-        site.add(label, absent=True)
+        site.add(label)
+    site.world.behave("restore_and_start", Dies())
     await site.start()
     task = await site.until(await site.submit(), "failed_analysis")
 
@@ -61,10 +53,10 @@ async def test_after_three_attempts_a_task_is_given_up(site: Site) -> None:
 
 
 async def test_a_clients_old_words_for_a_task_that_failed(site: Site) -> None:
-    site.configure("timeouts", agent=0.05)
     site.configure("cuckoo", max_attempts=1)
     site.configure("api", legacy_statuses=True)
-    site.add("one", absent=True)
+    site.add("one")
+    site.world.behave("restore_and_start", Failing(MachineryError("bad snapshot")))
     await site.start()
 
     assert (await site.until(await site.submit(), "reported"))["errors"]
@@ -98,7 +90,9 @@ async def test_a_machine_that_dies_under_its_guest_is_no_fault_of_the_sample(sit
     await site.free()
 
 
-async def test_a_machine_that_dies_at_its_start_is_another_machines_turn(site: Site) -> None:
+async def test_a_machine_that_dies_at_its_start_is_another_machines_turn_at_once(
+    site: Site,
+) -> None:
     site.add("one", absent=True)
     site.add("two")
     site.world.behave("restore_and_start", Dies(), label="one")
@@ -106,7 +100,8 @@ async def test_a_machine_that_dies_at_its_start_is_another_machines_turn(site: S
     task = await site.analyse()
 
     assert task["machine"] == "two"
-    assert (await site.machine("one"))["quarantine"]
+    assert task["errors"] == ["one: aborted before its agent answered. the process was killed"]
+    assert (await site.machine("one"))["quarantine"] == task["errors"][0]
     await site.free()
 
 
@@ -163,11 +158,13 @@ async def test_a_hypervisor_that_goes_away_and_comes_back(site: Site) -> None:
 
 async def test_a_hypervisor_that_is_not_there_at_the_start(site: Site) -> None:
     site.add("one")
-    site.world.behave("open", Failing(BackendUnavailable("no daemon"), times=1))
+    site.world.behave("open", Failing(BackendUnavailable("no daemon")))
     await site.start()
     task_id = await site.submit()
 
     assert (await site.machine("one"))["quarantine"] == "fake cannot be used: no daemon"
+    assert (await site.task(task_id))["status"] == "pending"
+    site.world.behave("open", None)
     assert (await site.until(task_id, "reported"))["errors"] == []
     await site.free()
 

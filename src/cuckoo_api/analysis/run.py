@@ -20,7 +20,7 @@ from cuckoo_api.analysis.screenshots import take_screenshots
 from cuckoo_api.artefacts import AnalysisFolder, Artefacts
 from cuckoo_api.fleet import Lease
 from cuckoo_api.guest import GuestClient, GuestError, GuestJob, analyzer_zip
-from cuckoo_api.machinery import Capability, MachineryError, MachineState
+from cuckoo_api.machinery import Capability, MachineryError, MachineState, StateChange
 from cuckoo_api.model.sample import Sample
 from cuckoo_api.model.task import Guest, now_text
 from cuckoo_api.network import Sinkhole, capture
@@ -106,7 +106,7 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
 
         client = await undo.enter_async_context(GuestClient(lease.address.agent))
         try:
-            await client.wait_ready(settings.timeouts.agent)
+            await _wait_for_the_agent(client, lease, settings.timeouts.agent)
             if task.package == reboot.PACKAGE:
                 parent = workshop.artefacts.analysis(reboot.parent_of(task))
                 errors += await reboot.restart_with(lease, client, parent, settings.timeouts.agent)
@@ -143,6 +143,20 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
     return errors + session.errors
 
 
+async def _wait_for_the_agent(client: GuestClient, lease: Lease, seconds: float) -> None:
+    """Until it answers; no longer than there is a machine for it to run on."""
+    ready = asyncio.create_task(client.wait_ready(seconds))
+    stopped = asyncio.create_task(lease.wait_stopped())
+    try:
+        await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            raise _stopped_early(lease, stopped.result(), "before its agent answered")
+        ready.result()
+    finally:
+        await _stop(ready)
+        await _stop(stopped)
+
+
 async def _wait_for_the_end(
     client: GuestClient, lease: Lease, session: ResultSession, seconds: float
 ) -> tuple[Ending, str]:
@@ -159,10 +173,7 @@ async def _wait_for_the_end(
             change = stopped.result()
             if change.state is MachineState.POWEROFF:
                 return Ending.SHUTDOWN, "The guest switched itself off"
-            raise InfrastructureFault(
-                f"{lease.machine.name}: {change.state.value} in the middle of the analysis. "
-                f"{change.reason}".strip()
-            )
+            raise _stopped_early(lease, change, "in the middle of the analysis")
     finally:
         await _stop(told)
         await _stop(stopped)
@@ -177,6 +188,11 @@ async def _wait_for_the_end(
             return Ending.LOST, f"The guest's agent stopped answering: {outcome.description}"
         case _:
             return Ending.FAILED, f"The guest's analyzer failed: {outcome.description}"
+
+
+def _stopped_early(lease: Lease, change: StateChange, when: str) -> InfrastructureFault:
+    text = f"{lease.machine.name}: {change.state.value} {when}. {change.reason}"
+    return InfrastructureFault(text.strip())
 
 
 async def _switch_off(store: Store, lease: Lease, guest: Guest) -> None:
