@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zipfile
@@ -109,6 +110,14 @@ def cab(files: Files) -> bytes:
         "<4sIIIIIBBHHHHH", b"MSCF", 0, start + len(block), 0, 44, 0, 3, 1, 1, len(files), 0, 0, 0
     )
     return head + struct.pack("<IHH", start, 1, 0) + entries + block
+
+
+LOCKED_7Z = base64.b85decode(
+    "H+sCUCma9-(_7U<i2wiq000006aWAK00000sWMo(2~iZ7{r3A%%~&`2f^ZpwD@~X?<JJqw3ihfLzNWo40RUtH1O@;B2"
+    "_OmqMQ_WF00#>J00JZi@dp7CQxC7s1+$M=y29BQeDtOsFcu*p0T=-Q3>zc>2nqo!fvC*@00jXN4FF*PE&yc!cmQPp00"
+    "0yU0RSLx%ZDy}-2oK_0RSL?fPnx202c-z0SRdU2MYlJ0U;p)7z||q00"
+)
+"""A 7z file with ``a.exe``, encrypted with ``infected``; nothing installed here writes such."""
 
 
 class Told:

@@ -83,7 +83,8 @@ def take_apart(request: Request, send: Send) -> None:
     locked: list[str] = []
     broken = ""
     reader = read_archive
-    if request.formats == ["zip"] and (directory := _zip_directory(request.path)) is not None:
+    is_zip = request.formats == ["zip"]
+    if is_zip and (directory := _zip_directory(request.path)) is not None:
         if not DOCUMENTS.isdisjoint(info.filename for info in directory):
             send(DOCUMENT, b"")
             return
@@ -91,12 +92,13 @@ def take_apart(request: Request, send: Send) -> None:
             info.compress_type in (STORED, DEFLATED) for info in directory
         ):
             reader = read_aes_zip
-    for password in ("", *request.passwords):
+    for password in ("", *request.passwords) if is_zip else ("",):
         locked, broken = _send_all(reader(request, password), settled, send)
         if not locked:
             break
+    why = "no known password opens it" if is_zip else "only zip files can be decrypted"
     for name in locked:
-        send(NOTE, _text(f"{name!r:.200} is encrypted, and no known password opens it"))
+        send(NOTE, _text(f"{name!r:.200} is encrypted, and {why}"))
     if broken:
         send(NOTE, _text(broken))
     send(DONE, b"")

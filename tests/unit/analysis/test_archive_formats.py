@@ -12,10 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from archivekit import EXE, Files, aes_zipped, cab, opened, rar4, rar5, written, zipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from archivekit import EXE, LOCKED_7Z, Files, aes_zipped, cab, opened, rar4, rar5, written, zipped
 from cuckoo_api.analysis import frames
 
 TWO: Files = {"a.exe": EXE, "dir/b.exe": EXE * 50}
@@ -95,6 +95,12 @@ def test_without_the_password_each_member_is_said_to_be_encrypted(path: Path, ki
     assert sorted(told.notes) == [
         f"'{name}' is encrypted, and no known password opens it" for name in sorted(TWO)
     ]
+
+
+def test_a_7z_file_that_is_encrypted_is_said_to_be_so(path: Path) -> None:
+    told = opened(path, LOCKED_7Z, "infected")
+    assert told.members == []
+    assert told.notes == ["'a.exe' is encrypted, and only zip files can be decrypted"]
 
 
 def test_what_is_not_encrypted_comes_out_beside_what_is(path: Path) -> None:
