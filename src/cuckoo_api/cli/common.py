@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from rich.console import Console
+from rich.text import Text
 
+from cuckoo_api.cli.terminal import plain
 from cuckoo_api.fleet import load_plugins
 from cuckoo_api.model.errors import ConfigError, CuckooError, Unavailable
 from cuckoo_api.settings import Settings, load_settings
@@ -18,10 +21,23 @@ console = Console()
 complaints = Console(stderr=True)
 
 
-def settings_of(cwd: Path) -> Settings:
-    """The working directory's settings; ConfigError also when there is none."""
+CHUNK = 256 << 10
+
+
+def text(value: object, style: str = "") -> Text:
+    """Such plain text for rich, which finds no markup in it; None is empty."""
+    return Text("" if value is None else plain(value), style)
+
+
+def need_cwd(cwd: Path) -> None:
+    """ConfigError unless this is a working directory."""
     if not (cwd / "conf" / "cuckoo.conf").is_file():
         raise ConfigError([f"{cwd} is no working directory yet; run 'cuckoo --cwd {cwd} init'"])
+
+
+def settings_of(cwd: Path) -> Settings:
+    """The working directory's settings; ConfigError also when there is none."""
+    need_cwd(cwd)
     settings = load_settings(cwd, list(load_plugins().values()))
     for warning in settings.warnings:
         complaints.print(f"[yellow]warning:[/] {warning}", highlight=False)
@@ -41,16 +57,31 @@ class Client:
 
     async def get(self, path: str) -> Any:
         """The JSON at a path."""
-        return await self._json("GET", path, None)
+        return await self.ask("GET", path)
 
     async def post(self, path: str, data: aiohttp.FormData) -> Any:
         """The answer to a form."""
-        return await self._json("POST", path, data)
+        return await self.ask("POST", path, data)
 
-    async def _json(self, method: str, path: str, data: aiohttp.FormData | None) -> Any:
-        try:
+    async def ask(self, method: str, path: str, data: aiohttp.FormData | None = None) -> Any:
+        """The JSON that is answered."""
+        with self._reachable(path):
             async with self._session.request(method, path, data=data) as response:
-                content = await response.json()
+                return await _content(response)
+
+    async def download(self, path: str) -> AsyncIterator[bytes]:
+        """What is at a path, piece by piece."""
+        with self._reachable(path):
+            async with self._session.get(path) as response:
+                if response.status >= 400:
+                    await _content(response)
+                async for data in response.content.iter_chunked(CHUNK):
+                    yield data
+
+    @contextmanager
+    def _reachable(self, path: str) -> Iterator[None]:
+        try:
+            yield
         except aiohttp.ClientConnectorError as exc:
             raise Unavailable(
                 f"no server answers at {self.url} ({exc.strerror or exc}); start it with "
@@ -58,15 +89,21 @@ class Client:
             ) from exc
         except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
             raise Unavailable(f"{self.url}{path}: {str(exc) or type(exc).__name__}") from exc
-        if response.status >= 400:
-            message = content.get("message") if isinstance(content, dict) else content
-            raise ServerError(f"the server refused: {message}")
-        return content
+
+
+async def _content(response: aiohttp.ClientResponse) -> Any:
+    """The JSON of an answer; ServerError where it is a refusal."""
+    content = await response.json()
+    if response.status >= 400:
+        message = content.get("message") if isinstance(content, dict) else content
+        raise ServerError(f"the server refused: {message}")
+    return content
 
 
 @asynccontextmanager
 async def connect(cwd: Path, url: str | None, token: str | None) -> AsyncIterator[Client]:
     """A client for the server on this working directory, or for the one that ``url`` names."""
+    token = os.environ.get("CUCKOO_TOKEN") if token is None else token
     if url is None or token is None:
         settings = settings_of(cwd) if url is None or (cwd / "conf").is_dir() else None
         if settings is not None:

@@ -10,6 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cuckoo_api import __version__
+from cuckoo_api.cli.arguments import (
+    add_client_arguments,
+    add_completion_command,
+    add_task_commands,
+    add_token_command,
+)
+from cuckoo_api.cli.terminal import plain
 
 EPILOG = """\
 Without a command the server starts, as with 'api'.
@@ -86,14 +93,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     submit.add_argument("--unique", action="store_true", help="refuse a file submitted before")
     submit.add_argument("--wait", action="store_true", help="follow the task and show its summary")
-    _add_client_arguments(submit)
+    add_client_arguments(submit)
+
+    add_task_commands(commands)
 
     machines = commands.add_parser(
         "machines",
         help="show the machines and what they do now",
         description="Ask the running server for its machines.",
     )
-    _add_client_arguments(machines)
+    add_client_arguments(machines)
+    add_token_command(commands)
 
     guest = commands.add_parser("guest", help="build and prove the embedded Linux guest")
     guests = guest.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -124,6 +134,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("sample", nargs="?", help="the file to run (default: a harmless sample)")
     demo.add_argument("--timeout", type=int, default=30, help="seconds it may run (default: 30)")
+
+    add_completion_command(commands)
     return parser
 
 
@@ -137,12 +149,6 @@ def _add_api_arguments(api: argparse.ArgumentParser) -> None:
         "--no-engine", action="store_true", help="serve the API alone; run no analyses"
     )
     api.add_argument("--debug", action="store_true", help="more log; GET /exit stops the server")
-
-
-def _add_client_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", help="the server (default: as conf/cuckoo.conf says)")
-    parser.add_argument("--token", help="its token (default: as conf/cuckoo.conf says)")
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,10 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments, cwd)
     except ConfigError as exc:
         for fault in exc.faults:
-            print(f"cuckoo: {fault}", file=sys.stderr)
+            print(f"cuckoo: {plain(fault)}", file=sys.stderr)
         return 2
     except CuckooError as exc:
-        print(f"cuckoo: {exc}", file=sys.stderr)
+        lines = (plain(line) for line in str(exc).splitlines())
+        print("cuckoo: " + "\n".join(lines), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -176,6 +183,19 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
     match arguments.command:
         case "init":
             return _init(cwd)
+        case "list" | "view" | "report" | "cancel" | "delete" | "reschedule" as command:
+            from cuckoo_api.cli.tasks import COMMANDS
+
+            return asyncio.run(COMMANDS[command](arguments, cwd))
+        case "token":
+            from cuckoo_api.cli.token import token
+
+            return token(arguments, cwd)
+        case "completion":
+            from cuckoo_api.cli.completion import script
+
+            print(script(build_parser(), arguments.shell))
+            return 0
         case "submit":
             from cuckoo_api.cli.submit import submit
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
-from rich.text import Text
 
-from cuckoo_api.cli.common import Client, connect, console
+from cuckoo_api.cli.common import Client, connect, console, text
 from cuckoo_api.cli.summary import print_summary
+from cuckoo_api.cli.terminal import plain
 from cuckoo_api.model.errors import BadInput
 
 FIELDS = (
@@ -54,7 +55,7 @@ async def submit(arguments: argparse.Namespace, cwd: Path) -> int:
                 print(json.dumps({"task_ids": ids}))
                 return 0
             for target, task_id in zip(arguments.targets, ids, strict=True):
-                console.print(f"{target}: task {task_id}", highlight=False, markup=False)
+                console.print(text(f"{target}: task {task_id}"))
             return 0
         failed = 0
         for task_id in ids:
@@ -93,7 +94,7 @@ def _upload_bar() -> Progress:
 
 
 async def _read(path: Path, progress: Progress) -> AsyncIterator[bytes]:
-    bar = progress.add_task(path.name, total=path.stat().st_size)
+    bar = progress.add_task(escape(plain(path.name)), total=path.stat().st_size)
     with path.open("rb") as file:
         while data := await asyncio.to_thread(file.read, CHUNK):
             yield data
@@ -122,9 +123,9 @@ async def show_result(client: Client, task: dict[str, Any], *, as_json: bool) ->
         if as_json:
             print(json.dumps(task))
             return
-        console.print(f"[red]Task {task['id']}: {task['status']}[/]")
+        console.print(text(f"Task {task['id']}: {task['status']}", "red"))
         for error in task["errors"]:
-            console.print(Text(f"  {error}"))
+            console.print(text(f"  {error}"))
         return
     report = await client.get(f"/tasks/report/{task['id']}")
     if as_json:
@@ -147,6 +148,6 @@ async def show_machines(arguments: argparse.Namespace, cwd: Path) -> int:
     table = Table("name", "backend", "platform", "state", "task", "snapshot", "trouble")
     for machine in machines:
         cells = (machine[key] for key in COLUMNS)
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in cells))
+        table.add_row(*map(text, cells))
     console.print(table)
     return 0

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cuckoo_api.cli.common import text
 from cuckoo_api.reporting.summary import Summary, summarise
 
 MAX_LINES = 15
@@ -16,7 +17,7 @@ _COLOURS = {1: "cyan", 2: "yellow", 3: "red"}
 
 
 def print_summary(console: Console, report: Mapping[str, Any]) -> None:
-    """Print it. Everything from the guest goes out as plain text: it holds no markup."""
+    """Print it. Everything from the guest goes out as plain text."""
     summary = summarise(report)
     info = report.get("info") or {}
     console.rule(f"Task {info.get('id', '?')}: score {summary.score:g} of 10")
@@ -36,16 +37,16 @@ def print_summary(console: Console, report: Mapping[str, Any]) -> None:
         "Dropped files",
         (f"{d.filepath}  {d.size} bytes, {d.type}" for d in summary.dropped),
     )
-    console.print(Text(f"Screenshots: {summary.screenshots}"))
+    console.print(text(f"Screenshots: {summary.screenshots}"))
     _block(console, "Errors", summary.errors)
 
 
 def _signatures(console: Console, summary: Summary) -> None:
     table = Table("what it did", "evidence", title="Signatures", title_justify="left", box=None)
     for signature in summary.signatures:
-        evidence = "\n".join(signature.evidence[:3])
         colour = _COLOURS.get(signature.severity, "white")
-        table.add_row(Text(signature.description or signature.name, colour), Text(evidence))
+        evidence = Text("\n").join(text(line) for line in signature.evidence[:3])
+        table.add_row(text(signature.description or signature.name, colour), evidence)
     if summary.signatures:
         console.print(table)
 
@@ -54,8 +55,8 @@ def _block(console: Console, title: str, lines: Iterable[str]) -> None:
     found = list(lines)
     if not found:
         return
-    console.print(Text(f"{title} ({len(found)})", "bold"))
+    console.print(text(f"{title} ({len(found)})", "bold"))
     for line in found[:MAX_LINES]:
-        console.print(Text(f"  {line}"), overflow="ellipsis", no_wrap=True)
+        console.print(text(f"  {line}"), overflow="ellipsis", no_wrap=True)
     if len(found) > MAX_LINES:
-        console.print(Text(f"  … {len(found) - MAX_LINES} more in the report"))
+        console.print(text(f"  … {len(found) - MAX_LINES} more in the report"))

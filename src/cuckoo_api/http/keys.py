@@ -34,3 +34,5 @@ STREAMS = web.AppKey("streams", asyncio.Semaphore)
 DOCUMENT = web.AppKey("openapi", bytes)
 
 REQUEST_ID = web.RequestKey("request_id", str)
+CLIENT = web.RequestKey("client", str)
+"""The name of the token that was shown."""

@@ -79,12 +79,16 @@ def _operation(route: Route) -> _Json:
         is_own = status == 503 and route.answer is Readiness  # it says so in its own way
         schema = _reference(route.answer if is_own else Message)
         operation["responses"][str(status)] = _response(HTTPStatus(status).phrase, schema)
+        if status == 429:
+            operation["responses"]["429"]["headers"] = {
+                "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
+            }
     if route.form is not None:
         schema = {"schema": _reference(route.form)}
         media = (MULTIPART,) if route.form is FileForm else (MULTIPART, URLENCODED)
         operation["requestBody"] = {"required": True, "content": dict.fromkeys(media, schema)}
-    if route.is_open:
-        operation["security"] = []
+    # the names of roles: OpenAPI 3.1 has them for schemes without scopes too
+    operation["security"] = [] if route.is_open else [{"token": [route.rights]}]
     return operation
 
 
@@ -102,7 +106,7 @@ def _parameters(route: Route) -> list[_Json]:
 def _errors(route: Route) -> set[int]:
     errors = {*route.errors}
     if not route.is_open:
-        errors |= {401, 403}
+        errors |= {401, 403, 429}
     if route.form is not None:
         errors |= {400, 413}
     if route.query:

@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
-from cuckoo_api.http.keys import REQUEST_ID
+from cuckoo_api.http.keys import CLIENT, REQUEST_ID
 from cuckoo_api.http.replies import FIXED_HEADERS, failure, http_failure, new_request_id
 
 log = structlog.get_logger()
@@ -107,6 +107,7 @@ class AccessLog(AbstractAccessLogger):
             ms=round(time * 1000, 1),
             bytes=response.body_length,
             remote=request.remote or "unix",
+            client=request.get(CLIENT),
             # not from the context: a malformed request has none
             request_id=request.get(REQUEST_ID) or response.headers.get("X-Request-Id"),
         )

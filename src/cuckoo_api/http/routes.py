@@ -9,9 +9,10 @@ import msgspec
 from aiohttp import web
 
 from cuckoo_api.analysis.system import SystemStatus
-from cuckoo_api.http import artefacts, events, files, machines, system, tasks
+from cuckoo_api.http import artefacts, events, files, machines, metrics, system, tasks
 from cuckoo_api.http.downloads import JPEG, OCTETS, ZIP
 from cuckoo_api.http.events import EVENT_STREAM
+from cuckoo_api.http.metrics import PLAIN
 from cuckoo_api.http.replies import JSON, Message
 from cuckoo_api.http.schemas import (
     Done,
@@ -30,6 +31,7 @@ from cuckoo_api.http.schemas import (
     UrlForm,
 )
 from cuckoo_api.model.machine import Machine
+from cuckoo_api.settings import Rights
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -67,19 +69,6 @@ FILTERS = (
 )
 
 
-ACTING = frozenset(
-    {
-        "/exit",
-        "/tasks/delete/{task_id}",
-        "/tasks/reboot/{task_id}",
-        "/tasks/rereport/{task_id}",
-        "/tasks/reschedule/{task_id}",
-        "/tasks/reschedule/{task_id}/{priority}",
-    }
-)
-"""GET, as Cuckoo 2 has it, for what changes something."""
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
     """One URL: who serves it, and what it answers."""
@@ -96,6 +85,8 @@ class Route:
     query: tuple[str, ...] = ()
     errors: tuple[int, ...] = ()
     """Beyond those that every route, or every one with a form or a variable part, has."""
+    rights: Rights = Rights.READ
+    """What the token must have. More than ``read`` wherever something changes."""
     is_file: bool = False
     is_open: bool = False
     """No authentication."""
@@ -115,8 +106,22 @@ def _file(
 
 
 ROUTES = (
-    Route("POST", "/tasks/create/file", tasks.create_file, TaskCreated, form=FileForm),
-    Route("POST", "/tasks/create/url", tasks.create_url, TaskCreated, form=UrlForm),
+    Route(
+        "POST",
+        "/tasks/create/file",
+        tasks.create_file,
+        TaskCreated,
+        form=FileForm,
+        rights=Rights.SUBMIT,
+    ),
+    Route(
+        "POST",
+        "/tasks/create/url",
+        tasks.create_url,
+        TaskCreated,
+        form=UrlForm,
+        rights=Rights.SUBMIT,
+    ),
     Route(
         "POST",
         "/tasks/create/submit",
@@ -124,24 +129,35 @@ ROUTES = (
         Submitted,
         form=SubmitForm,
         errors=(500,),
+        rights=Rights.SUBMIT,
     ),
     Route("GET", "/tasks/list", tasks.list_tasks, Task, "tasks[]", query=FILTERS),
     Route("GET", "/tasks/list/{limit}", tasks.list_tasks, Task, "tasks[]", query=FILTERS),
     Route("GET", "/tasks/list/{limit}/{offset}", tasks.list_tasks, Task, "tasks[]", query=FILTERS),
     Route("GET", "/tasks/sample/{sample_id}", tasks.list_of_sample, Task, "tasks[]"),
     Route("GET", "/tasks/view/{task_id}", tasks.view, Task, "task"),
-    Route("GET", "/tasks/reschedule/{task_id}", tasks.reschedule, Rescheduled, errors=(409,)),
+    Route(
+        "GET",
+        "/tasks/reschedule/{task_id}",
+        tasks.reschedule,
+        Rescheduled,
+        errors=(409,),
+        rights=Rights.SUBMIT,
+    ),
     Route(
         "GET",
         "/tasks/reschedule/{task_id}/{priority}",
         tasks.reschedule,
         Rescheduled,
         errors=(400, 409),
+        rights=Rights.SUBMIT,
     ),
-    Route("GET", "/tasks/delete/{task_id}", tasks.delete, Done, errors=(500,)),
-    Route("POST", "/tasks/cancel/{task_id}", tasks.cancel, Done, errors=(409,)),
-    Route("GET", "/tasks/rereport/{task_id}", tasks.rereport, Rereported),
-    Route("GET", "/tasks/reboot/{task_id}", tasks.reboot, RebootCreated),
+    Route("GET", "/tasks/delete/{task_id}", tasks.delete, Done, errors=(500,), rights=Rights.ADMIN),
+    Route(
+        "POST", "/tasks/cancel/{task_id}", tasks.cancel, Done, errors=(409,), rights=Rights.SUBMIT
+    ),
+    Route("GET", "/tasks/rereport/{task_id}", tasks.rereport, Rereported, rights=Rights.SUBMIT),
+    Route("GET", "/tasks/reboot/{task_id}", tasks.reboot, RebootCreated, rights=Rights.SUBMIT),
     _file("/tasks/report/{task_id}", artefacts.report, dict, JSON, query=("elements",)),
     _file(
         "/tasks/report/{task_id}/{format}",
@@ -168,9 +184,19 @@ ROUTES = (
     Route("GET", "/machines/view/{name}", machines.view, Machine, "machine"),
     Route("GET", "/cuckoo/status", system.status, SystemStatus),
     Route("GET", "/vpn/status", system.vpn_status, dict, errors=(500,)),
-    Route("GET", "/exit", system.stop, Message, errors=(500,)),
+    Route("GET", "/exit", system.stop, Message, errors=(500,), rights=Rights.ADMIN),
     Route("GET", "/healthz", system.alive, Health, is_open=True),
     Route("GET", "/readyz", system.ready, Readiness, errors=(503,), is_open=True),
+    Route(
+        "GET",
+        "/events",
+        events.stream,
+        bytes,
+        media=EVENT_STREAM,
+        query=("last_event_id",),
+        errors=(503,),
+    ),
+    Route("GET", "/metrics", metrics.show, bytes, media=PLAIN),
     Route("GET", "/openapi.json", system.openapi, dict),
 )
 
@@ -184,17 +210,8 @@ def add_routes(router: web.UrlDispatcher) -> None:
         for prefix in PREFIXES:
             for slash in ("", "/"):
                 if route.method == "GET":
-                    # HEAD would do what GET does
-                    allow_head = route.path not in ACTING
-    Route(
-        "GET",
-        "/events",
-        events.stream,
-        bytes,
-        media=EVENT_STREAM,
-        query=("last_event_id",),
-        errors=(503,),
-    ),
+                    # Cuckoo 2 has GET for changes too: HEAD would do the same
+                    allow_head = route.rights is Rights.READ
                     router.add_get(prefix + path + slash, route.handler, allow_head=allow_head)
                 else:
                     router.add_route(route.method, prefix + path + slash, route.handler)

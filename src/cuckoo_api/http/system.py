@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from cuckoo_api.http.access import Forbidden
 from cuckoo_api.http.keys import DOCUMENT, SERVICE, SWITCH
-from cuckoo_api.http.middleware import Forbidden
 from cuckoo_api.http.replies import JSON, Message, reply
 from cuckoo_api.http.schemas import Health, Readiness
 from cuckoo_api.model.errors import CuckooError

@@ -37,7 +37,7 @@ async def serve(
     settings, the address or another server forbid it; nothing is then left open.
     """
     if unix_socket is None:
-        check_bind(host, token=app[SETTINGS].cuckoo.api_token)
+        check_bind(host, asks_for_token=app[SETTINGS].asks_for_token)
     stopped = asyncio.Event()
     switch = app[SWITCH]
     switch.stop = stopped.set
@@ -65,9 +65,9 @@ async def serve(
     log.info("server.stopped")
 
 
-def check_bind(host: str, *, token: str) -> None:
+def check_bind(host: str, *, asks_for_token: bool) -> None:
     """Without a token nobody but this machine may connect; ConfigError in one line."""
-    if not token and not is_loopback(host):
+    if not asks_for_token and not is_loopback(host):
         fault = (
             f"refusing to listen on {host!r} without authentication: set [cuckoo] api_token in "
             "conf/cuckoo.conf, or listen on 127.0.0.1"

@@ -2,6 +2,7 @@
 
 from cuckoo_api.settings.init import default_conf, find_cwd, init_cwd
 from cuckoo_api.settings.load import load_settings
+from cuckoo_api.settings.tokens import Rights, Token
 from cuckoo_api.settings.types import (
     ApiSection,
     ArchivesSection,
@@ -24,9 +25,11 @@ __all__ = [
     "MachinerySettings",
     "ProcessingSection",
     "ResultServerSection",
+    "Rights",
     "RoutingSection",
     "Settings",
     "TimeoutsSection",
+    "Token",
     "VirusTotalSection",
     "default_conf",
     "find_cwd",

@@ -42,7 +42,7 @@ class IniFile:
         except UnicodeDecodeError as exc:
             findings.faults.append(f"{shown}: byte {exc.start} is not UTF-8 text")
         except (OSError, configparser.Error) as exc:
-            findings.faults.append(f"{shown}: {' '.join(str(exc).split())}")
+            findings.faults.append(f"{shown}: {_reason(exc)}")
             self._parser = _parser()  # what a broken file left in the other is not to be used
         else:
             self._remember_lines(text)
@@ -149,6 +149,18 @@ class IniFile:
 
 def _parser() -> configparser.ConfigParser:
     return configparser.ConfigParser(interpolation=None, strict=True, default_section="")
+
+
+def _reason(exc: Exception) -> str:
+    """What is wrong with a file, without its lines: one may hold a token."""
+    match exc:
+        case configparser.MissingSectionHeaderError():
+            return f"line {exc.lineno}: there are no section headers before it"
+        case configparser.ParsingError():
+            numbers = ", ".join(str(number) for number, _ in exc.errors)
+            return f"line {numbers}: expected 'key = value'"
+        case _:
+            return " ".join(str(exc).split())
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cuckoo_api.machinery import MachineryPlugin
 
-CORE_FILES = ("cuckoo.conf", "routing.conf")
+CORE_FILES = ("cuckoo.conf", "routing.conf", "tokens.conf")
 FOLDERS = ("conf", "storage", "storage/analyses", "storage/binaries", "log")
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from cuckoo_api.machinery import MachineConfig, MachineryPlugin, Option
 from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.settings.ini import Findings, IniFile
+from cuckoo_api.settings.tokens import Token, read_tokens
 from cuckoo_api.settings.types import (
     ApiSection,
     ArchivesSection,
@@ -73,13 +74,14 @@ MACHINE_KEYS = (
 def load_settings(cwd: Path, plugins: Sequence[MachineryPlugin]) -> Settings:
     """Read ``cwd/conf``. Raises ConfigError with every fault found, each with what is allowed."""
     findings = Findings()
+    tokens = read_tokens(cwd, findings)
     sections: dict[str, Any] = {}
     for name, known in SECTIONS.items():
         file = IniFile(cwd / "conf" / f"{name}.conf", f"conf/{name}.conf", findings)
         for section, kind in known.items():
             file.know(section, INHERITED.get((name, section), "").split())
             sections[section] = _section(file, section, kind)
-        _check(file, sections)
+        _check(file, sections, tokens)
         file.finish(INHERITED_SECTIONS[name])
     by_name = {plugin.name: plugin for plugin in plugins}
     machinery: dict[str, MachinerySettings] = {}
@@ -96,7 +98,11 @@ def load_settings(cwd: Path, plugins: Sequence[MachineryPlugin]) -> Settings:
     if findings.faults:
         raise ConfigError(findings.faults)
     return Settings(
-        cwd=cwd.resolve(), **sections, machinery=machinery, warnings=tuple(findings.warnings)
+        cwd=cwd.resolve(),
+        **sections,
+        machinery=machinery,
+        tokens=tokens,
+        warnings=tuple(findings.warnings),
     )
 
 
@@ -132,12 +138,12 @@ def _default(item: dataclasses.Field[Any]) -> Any:
     return item.default
 
 
-def _check(file: IniFile, sections: dict[str, Any]) -> None:
+def _check(file: IniFile, sections: dict[str, Any], tokens: tuple[Token, ...]) -> None:
     """What a single value cannot show."""
     if "routing" in sections:
         return
     api, cuckoo = sections["api"], sections["cuckoo"]
-    if not cuckoo.api_token and not is_loopback(api.host):
+    if not cuckoo.api_token and not tokens and not is_loopback(api.host):
         file.fault(
             "api", "host",
             f"{api.host!r} is open to others and [cuckoo] api_token is empty; allowed without a "

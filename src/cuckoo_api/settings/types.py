@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cuckoo_api.machinery import MachineConfig
+from cuckoo_api.settings.tokens import Token
 
 MAX_INT = (1 << 31) - 1
 
@@ -28,7 +29,7 @@ class CuckooSection:
 
     machinery: tuple[str, ...] = ("qemu",)
     api_token: str = field(default="", repr=False)
-    """What a client must show; empty: no authentication, and loopback only."""
+    """What a client must show, if none of tokens.conf; it may do everything."""
     memory_dump: bool = False
     max_machines_count: int = number(0, 0)
     """At most this many machines at once; 0 means all."""
@@ -172,8 +173,15 @@ class Settings:
     virustotal: VirusTotalSection = VirusTotalSection()
     routing: RoutingSection = RoutingSection()
     machinery: Mapping[str, MachinerySettings] = field(default_factory=dict)
+    tokens: tuple[Token, ...] = ()
+    """Those of tokens.conf."""
     warnings: tuple[str, ...] = ()
     """Lines for the log: unknown keys with the nearest known one."""
+
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether there is authentication; without it the server listens on loopback only."""
+        return bool(self.cuckoo.api_token or self.tokens)
 
     @property
     def storage(self) -> Path:

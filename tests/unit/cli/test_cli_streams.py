@@ -13,6 +13,6 @@ def test_a_command_prints_its_answer_and_no_log(tmp_path: Path) -> None:
         [sys.executable, "-m", "cuckoo_api", "--cwd", str(cwd), "init"],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    written = [f"wrote {cwd}/conf/{name}.conf" for name in ("cuckoo", "routing", "qemu")]
+    written = [f"wrote {cwd}/conf/{name}.conf" for name in ("cuckoo", "routing", "tokens", "qemu")]
     assert done.stdout.splitlines() == [*written, f"{cwd} is ready."]
     assert done.stderr == ""

@@ -9,7 +9,7 @@ import pytest
 from docskit import ROOT, blocks, codes, page, prose, section, table
 
 from cuckoo_api.analysis.system import SystemStatus
-from cuckoo_api.http import forms, middleware, routes, schemas
+from cuckoo_api.http import access, forms, routes, schemas
 from cuckoo_api.http.openapi import document
 from cuckoo_api.http.replies import FIXED_HEADERS
 from cuckoo_api.model import errors
@@ -89,7 +89,7 @@ def test_every_error_code_is_documented_with_its_status() -> None:
     code = re.compile(r'^    code = "(\w+)"', re.MULTILINE)
     sources = (ROOT / "src/cuckoo_api").rglob("*.py")
     assert set(found) == {name for path in sources for name in code.findall(path.read_text())}
-    for module in (errors, middleware):
+    for module in (errors, access):
         for kind in vars(module).values():
             if isinstance(kind, type) and issubclass(kind, errors.CuckooError):
                 assert found[kind.code]["Status"] == str(kind.status)

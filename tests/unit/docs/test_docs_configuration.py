@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from docskit import ROOT, codes, page, rows, section, table
 
 from cuckoo_api.machinery import Option
-from cuckoo_api.settings import default_conf
+from cuckoo_api.settings import default_conf, tokens
 from cuckoo_api.settings.ini import Findings, IniFile
 from cuckoo_api.settings.init import CORE_FILES
 from cuckoo_api.settings.load import INHERITED, INHERITED_SECTIONS, MACHINE_KEYS, SECTIONS
@@ -81,7 +82,7 @@ def test_every_section_of_the_page_exists() -> None:
         text = section(PAGE, f"conf/{file}.conf")
         shown = [line[4:] for line in text.splitlines() if line.startswith("### ")]
         assert shown == [f"[{name}]" for name in sections]
-    assert {f"{file}.conf" for file in SECTIONS} == set(CORE_FILES)
+    assert {*(f"{file}.conf" for file in SECTIONS), "tokens.conf"} == set(CORE_FILES)
 
 
 def test_the_keys_of_every_machine_are_documented() -> None:
@@ -129,6 +130,15 @@ def test_the_ignored_keys_of_cuckoo_2_are_listed() -> None:
     for name in INHERITED_SECTIONS["cuckoo"]:
         assert f"`[{name}]`" in text
     assert INHERITED_SECTIONS["routing"] == ("*",)
+
+
+def test_the_keys_of_a_token_are_documented_and_shown(tmp_path: Path) -> None:
+    found = table(section(PAGE, "conf/tokens.conf"))
+    assert list(found) == list(tokens.KEYS)
+    assert tuple(codes(found["rights"]["Allowed"])) == tuple(tokens.Rights)
+    assert found["rate"]["Allowed"] == f"0 to {tokens.MAX_RATE}"
+    shown = re.findall(r"^# (\w+) = ", default_conf("tokens.conf"), re.MULTILINE)
+    assert shown == list(tokens.KEYS)
 
 
 def test_nothing_but_the_documented_files_ships() -> None:

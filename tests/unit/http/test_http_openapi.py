@@ -9,10 +9,11 @@ import msgspec
 import pytest
 from httpkit import Site
 
-from cuckoo_api.http.middleware import OPEN
 from cuckoo_api.http.openapi import document
+from cuckoo_api.http.routes import ROUTES
 
 METHODS = {"GET", "POST"}
+OPEN = {route.path for route in ROUTES if route.is_open}
 
 
 @pytest.fixture(scope="module")

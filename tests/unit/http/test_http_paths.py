@@ -7,7 +7,8 @@ from collections import Counter
 
 from httpkit import HELLO, Reply, Site, get, read_reply
 
-from cuckoo_api.http.routes import ACTING, ROUTES
+from cuckoo_api.http.routes import ROUTES
+from cuckoo_api.settings import Rights
 
 AT_ONCE = 100
 """Requests that one connection carries before the first answer is read."""
@@ -28,7 +29,7 @@ PLACES = ["", "/v1", "/files/get", "/tasks", "/tasks/report/1", "/memory/get/1",
 
 def odd_paths() -> list[str]:
     """Each odd part in every variable place of every route, and where no route goes on."""
-    asking = [route.path for route in ROUTES if route.method == "GET" and route.path not in ACTING]
+    asking = [route.path for route in ROUTES if route.rights is Rights.READ]
     shapes = [path for path in asking if "{" in path]
     shapes += [path.replace("{task_id}", "1") for path in shapes]
     shapes += [f"{place}/{{odd}}" for place in PLACES]

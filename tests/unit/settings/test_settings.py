@@ -153,7 +153,8 @@ def test_the_token_is_never_shown(tmp_path: Path) -> None:
 
 def test_init_fills_a_directory_and_keeps_what_was_edited(tmp_path: Path) -> None:
     cwd = tmp_path / "deep" / "cwd"
-    assert {p.name for p in init_cwd(cwd, [PLUGIN])} == {"cuckoo.conf", "routing.conf", "qemu.conf"}
+    names = {"cuckoo.conf", "routing.conf", "tokens.conf", "qemu.conf"}
+    assert {p.name for p in init_cwd(cwd, [PLUGIN])} == names
     token = load_settings(cwd, [PLUGIN]).cuckoo.api_token
     assert len(token) >= 32
     assert (cwd / "storage" / "analyses").is_dir()

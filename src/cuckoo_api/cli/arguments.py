@@ -1,0 +1,229 @@
+"""What the commands for tasks, tokens and shells take. It imports nothing: --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+RAW: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+
+LIST_EPILOG = """\
+examples:
+  cuckoo list --status pending
+  cuckoo list --owner soc --completed-after 2026-01-31
+  cuckoo list --json | jq '.[].id'
+"""
+REPORT_EPILOG = """\
+examples:
+  cuckoo report 12                            the gist of it
+  cuckoo report 12 --json > report.json       all of it
+  cuckoo report 12 --element network          one part of it, as JSON
+  cuckoo report 12 --format dropped -o dropped.tar.bz2
+"""
+ADDING = """\
+examples:
+  cuckoo token add dashboard --rights read
+  cuckoo token add cortex --rate 600 --burst 50
+  export CUCKOO_TOKEN=$(cuckoo token add me --rights admin)
+"""
+COMPLETION_EPILOG = """\
+bash:  cuckoo completion bash > ~/.local/share/bash-completion/completions/cuckoo
+zsh:   cuckoo completion zsh > ~/.zfunc/_cuckoo    with ~/.zfunc in fpath, before compinit
+fish:  cuckoo completion fish > ~/.config/fish/completions/cuckoo.fish
+"""
+
+SHELLS = ("bash", "zsh", "fish")
+STATUSES = (
+    "pending",
+    "running",
+    "completed",
+    "reported",
+    "recovered",
+    "cancelled",
+    "failed_analysis",
+    "failed_processing",
+    "failed_reporting",
+)
+RIGHTS = ("read", "submit", "admin")
+FORMATS = ("json", "html", "all", "dropped", "package_files")
+COMPRESSIONS = ("bz2", "gz", "tar", "zst")
+
+Commands = Any  # argparse's own type of it is private
+
+
+def add_client_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every client of a running server takes."""
+    parser.add_argument("--url", help="the server (default: as conf/cuckoo.conf says)")
+    parser.add_argument(
+        "--token", help="its token (default: $CUCKOO_TOKEN, else as conf/cuckoo.conf says)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def add_task_commands(commands: Commands) -> None:
+    """List, view, report, cancel, delete, reschedule."""
+    _add_list(commands)
+    view = commands.add_parser(
+        "view",
+        help="show a task",
+        description="Show a task: what was asked for, where it stands, what went wrong.",
+    )
+    view.add_argument("id", type=number, metavar="ID")
+    add_client_arguments(view)
+    _add_report(commands)
+    for name, help_, text in (
+        (
+            "cancel",
+            "take tasks out of the queue, or stop their machines",
+            "Cancel tasks. Of one that runs, what was collected so far is reported.",
+        ),
+        (
+            "delete",
+            "remove tasks with their results",
+            "Remove tasks, their results, and samples that no other task has, for good.",
+        ),
+        (
+            "reschedule",
+            "submit tasks once more",
+            "Submit tasks once more, as new ones. The old ones become 'recovered'.",
+        ),
+    ):
+        command = commands.add_parser(name, help=help_, description=text)
+        command.add_argument("ids", type=number, nargs="+", metavar="ID")
+        if name == "reschedule":
+            command.add_argument(
+                "--priority", type=number, help="1 to 3, higher goes first (default: as it was)"
+            )
+        add_client_arguments(command)
+
+
+def _add_list(commands: Commands) -> None:
+    listed = commands.add_parser(
+        "list",
+        help="list tasks",
+        description="List tasks: those not completed first, then by completion. Options narrow it.",
+        epilog=LIST_EPILOG,
+        **RAW,
+    )
+    listed.add_argument("--status", choices=STATUSES, metavar="STATUS", help=", ".join(STATUSES))
+    listed.add_argument("--owner", help="submitted with this owner")
+    listed.add_argument("--target", help="this file name or URL")
+    listed.add_argument("--category", choices=("file", "url", "archive"), help="what was submitted")
+    listed.add_argument("--tags", help="has all of these, comma-separated")
+    listed.add_argument("--machine", help="asked for, or ran on, this machine")
+    listed.add_argument("--sample", type=number, metavar="ID", help="of this sample")
+    listed.add_argument(
+        "--completed-after",
+        type=moment,
+        metavar="DATE",
+        help="YYYY-MM-DD, with HH:MM:SS behind it if need be, in UTC; or Unix time",
+    )
+    listed.add_argument("--after-id", type=number, metavar="ID", help="with a greater id")
+    listed.add_argument("--limit", type=number, metavar="N", help="at most so many (default: all)")
+    listed.add_argument("--offset", type=number, metavar="N", help="leave out the first so many")
+    add_client_arguments(listed)
+
+
+def _add_report(commands: Commands) -> None:
+    report = commands.add_parser(
+        "report",
+        help="show a report, or fetch it and its files",
+        description="Show a report's gist; or fetch the report, a part of it, or files as an "
+        "archive.",
+        epilog=REPORT_EPILOG,
+        **RAW,
+    )
+    report.add_argument("id", type=number, metavar="ID")
+    report.add_argument("--element", metavar="KEY", help="one outermost part of it, as JSON")
+    report.add_argument(
+        "--format", choices=FORMATS, help="as it is, for --output; the last three are archives"
+    )
+    report.add_argument(
+        "--tar", choices=COMPRESSIONS, help="an archive's compression (default: bz2)"
+    )
+    report.add_argument(
+        "-o", "--output", metavar="FILE", help="where to (default: standard output)"
+    )
+    add_client_arguments(report)
+
+
+def add_token_command(commands: Commands) -> None:
+    """Add, list, revoke."""
+    token = commands.add_parser(
+        "token",
+        help="give clients tokens of their own, and take them away",
+        description="Tokens for the API besides [cuckoo] api_token, in conf/tokens.conf. The "
+        "server sees a change within a second.",
+        epilog=ADDING,
+        **RAW,
+    )
+    actions = token.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add = actions.add_parser(
+        "add",
+        help="make a token and print it, once",
+        description="Make a token and print it. It is kept nowhere: note it down.",
+        epilog=ADDING,
+        **RAW,
+    )
+    add.add_argument("name", metavar="NAME", help="who uses it; the log shows it")
+    add.add_argument(
+        "--rights",
+        choices=RIGHTS,
+        default="submit",
+        help="read: look only; submit: also submit and cancel; admin: also delete "
+        "(default: submit)",
+    )
+    add.add_argument(
+        "--rate", type=number, default=0, metavar="N", help="requests a minute (default: no limit)"
+    )
+    add.add_argument(
+        "--burst",
+        type=number,
+        default=0,
+        metavar="N",
+        help="how many of them at once (default: a whole minute's)",
+    )
+    listed = actions.add_parser(
+        "list", help="show the tokens' names and rights", description="Show who has a token."
+    )
+    listed.add_argument("--json", action="store_true", help="print JSON, for programs")
+    revoke = actions.add_parser(
+        "revoke",
+        help="make a token worthless",
+        description="Remove a token: who uses it is refused from then on.",
+    )
+    revoke.add_argument("name", metavar="NAME")
+
+
+def add_completion_command(commands: Commands) -> None:
+    """Completion scripts."""
+    completion = commands.add_parser(
+        "completion",
+        help="print a script that lets a shell complete these commands",
+        description="Print the completion script for a shell.",
+        epilog=COMPLETION_EPILOG,
+        **RAW,
+    )
+    completion.add_argument("shell", choices=SHELLS)
+
+
+def number(text: str) -> int:
+    """A whole number, not negative."""
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return int(text)
+
+
+def moment(text: str) -> int:
+    """Unix time, from itself or from a date in UTC."""
+    if text.isdecimal():
+        return number(text)
+    try:
+        date = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no date like 2026-01-31 or '2026-01-31 12:00:00'"
+        ) from None
+    return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp())
