@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import logging
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -31,21 +30,12 @@ from cuckoo_api.store import Store
 def _only_errors_are_logged() -> Iterator[None]:
     """A line for each request takes longer than the request."""
     before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+    )
     yield
     structlog.configure(**before)
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database without rows: migrating takes longer than any test here."""
-    path = tmp_path_factory.mktemp("store") / "cuckoo.db"
-
-    async def make() -> None:
-        await (await Store.open(f"sqlite:///{path}")).close()
-
-    asyncio.run(make())
-    return path
 
 
 @asynccontextmanager
