@@ -4,11 +4,19 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import structlog
 
 from cuckoo_api.store import Store
 
 # here, before any test module of another folder imports them
 pytest.register_assert_rewrite("cuckoo_api.testing.conformance", "cuckoo_api.testing.rig")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_tracebacks() -> None:
+    """structlog's own show the locals and take a second each."""
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 @pytest.fixture(scope="session")

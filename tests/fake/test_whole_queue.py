@@ -121,7 +121,7 @@ async def test_a_task_that_no_machine_can_ever_fit_is_refused(site: Site) -> Non
 async def test_on_a_full_disk_nothing_starts_until_there_is_room(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "DISK_RECHECK", 0.02)
+    monkeypatch.setattr(scheduler, "RECHECK", 0.02)
     looks: list[int] = []
 
     def usage(_path: object) -> Usage:

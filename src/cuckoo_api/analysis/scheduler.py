@@ -21,8 +21,8 @@ from cuckoo_api.reporting.service import ProcessingFailed, make_report
 
 log = structlog.get_logger()
 
-DISK_RECHECK = 10.0
-"""Seconds until a disk that was too full is looked at again: freeing space makes no event."""
+RECHECK = 10.0
+"""Seconds until it looks again after a full disk or a failed look: their mending makes no event."""
 PARALLEL_REPORTS = 2
 REPORTABLE = frozenset({Status.COMPLETED, Status.CANCELLED})
 
@@ -48,6 +48,7 @@ class Scheduler:
         self._reporting: set[int] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._reports = asyncio.Semaphore(PARALLEL_REPORTS)
+        self._recheck: asyncio.TimerHandle | None = None
 
     def wake(self) -> None:
         """A task was added, cancelled or is to be reported, or a machine may have become free."""
@@ -63,6 +64,8 @@ class Scheduler:
 
     async def close(self) -> None:
         """Stop. A running analysis is broken off and its task goes back to the queue."""
+        if self._recheck is not None:
+            self._recheck.cancel()
         tasks = [*self._loops, *self._running]
         for task in tasks:
             task.cancel()
@@ -80,13 +83,14 @@ class Scheduler:
                 await self._stop_cancelled()
                 await self._report_completed()
                 await self._give_each_machine_a_task()
-            except CuckooError:
+            except Exception:  # whatever it is, it must not be the last look
                 log.exception("scheduler.failed")
+                self._look_again_later()
 
     async def _give_each_machine_a_task(self) -> None:
         for machine in self._fleet.free():
             if not self._disk_has_room():
-                asyncio.get_running_loop().call_later(DISK_RECHECK, self.wake)
+                self._look_again_later()
                 return
             lease = await self._fleet.lease(machine)
             if lease is not None:
@@ -113,13 +117,22 @@ class Scheduler:
         free = free_bytes(self._settings.storage)
         if free >= self._settings.cuckoo.freespace:
             return True
-        log.warning(
-            "scheduler.disk_full",
-            free=free,
-            wanted=self._settings.cuckoo.freespace,
-            hint="no analysis starts until there is room under storage/",
-        )
+        if self._recheck is None:  # a line for each look would help to fill it
+            log.warning(
+                "scheduler.disk_full",
+                free=free,
+                wanted=self._settings.cuckoo.freespace,
+                hint="no analysis starts until there is room under storage/",
+            )
         return False
+
+    def _look_again_later(self) -> None:
+        if self._recheck is None:
+            self._recheck = asyncio.get_running_loop().call_later(RECHECK, self._look_again)
+
+    def _look_again(self) -> None:
+        self._recheck = None
+        self.wake()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -204,6 +217,7 @@ class Scheduler:
             return
         machine = await self._store.machines.get(task.machine) if task.machine else None
         folder = self._workshop.artefacts.analysis(task_id)
+        lap = self._workshop.meter.laps()
         try:
             errors = await make_report(folder.path, task, machine, self._settings.processing)
         except ProcessingFailed as exc:
@@ -212,6 +226,7 @@ class Scheduler:
                 task_id, Status.COMPLETED, Status.FAILED_PROCESSING, error=str(exc)
             )
             return
+        lap("report")
         for error in errors:
             if error not in task.errors:  # said by an earlier report
                 await tasks.add_error(task_id, error)

@@ -42,7 +42,9 @@ def configure_logs(*, debug: bool = False, stream: TextIO | None = None) -> None
 
 def _renderers(stream: TextIO) -> list[structlog.typing.Processor]:
     if stream.isatty():
-        return [structlog.dev.ConsoleRenderer()]
+        # plain: the other formatter shows the locals, in which secrets may be, and takes a second
+        plain = structlog.dev.plain_traceback
+        return [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     return [
         structlog.processors.format_exc_info,
         structlog.processors.JSONRenderer(serializer=_dumps),
