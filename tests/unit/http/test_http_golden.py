@@ -96,6 +96,7 @@ KEYS_ONLY: dict[int, str] = {
     295: "a list of which some tasks are not there",
     298: "a list of which some tasks are not there",
     304: "a list of which some tasks are not there",
+    407: "a list of which some tasks are not there",
     424: "a list of which some tasks are not there",
 }
 """Record -> why its keys are compared and its values are not."""
