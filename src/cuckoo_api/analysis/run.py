@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import enum
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from cuckoo_api.analysis import reboot
+from cuckoo_api.analysis.meter import Meter
 from cuckoo_api.analysis.screenshots import take_screenshots
 from cuckoo_api.artefacts import AnalysisFolder, Artefacts
 from cuckoo_api.fleet import Lease
@@ -61,6 +62,7 @@ class Workshop:
     artefacts: Artefacts
     results: ResultServer
     sinkhole: Sinkhole | None
+    meter: Meter = field(default_factory=Meter)
 
 
 async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
@@ -93,10 +95,12 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
                 workshop.sinkhole.session(lease.address.sockets, lease.address.resultserver_ip)
             )
 
+        lap = workshop.meter.laps()
         try:
             await lease.restore_and_start()
         except MachineryError as exc:
             raise InfrastructureFault(f"{machine.name}: {exc}") from exc
+        lap("restore")
         guest = msgspec.structs.replace(guest, started_on=now_text(), status="running")
         await workshop.store.tasks.set_guest(task.id, guest)
         undo.push_async_callback(_switch_off, workshop.store, lease, guest)
@@ -126,6 +130,7 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
             )
         except (GuestError, MachineryError) as exc:
             raise InfrastructureFault(f"{machine.name}: {exc}") from exc
+        lap("agent")
         log.info("analysis.started", task_id=task.id, machine=machine.name)
 
         shots = asyncio.create_task(take_screenshots(lease, folder))
@@ -133,6 +138,7 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
         ending, reason = await _wait_for_the_end(
             client, lease, session, seconds + settings.timeouts.critical
         )
+        lap("run")
         log.info("analysis.ended", task_id=task.id, ending=ending.value, reason=reason)
         if ending is Ending.COMPLETE:
             await session.wait_idle(LAST_WORDS)  # what the guest sent may still be on its way

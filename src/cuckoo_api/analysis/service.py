@@ -57,6 +57,15 @@ class Submitted:
     """A sentence about each thing that became no task."""
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the server is."""
+
+    tasks: dict[Status, int]
+    machines: list[Machine]
+    free_bytes: int
+
+
 class MachineView(Protocol):
     """Who knows the machines' states now: the fleet, where this process has an engine."""
 
@@ -312,6 +321,14 @@ class AnalysisService:
             await self._store.tasks.counts(),
             await self._store.machines.list(),
             self._processes,
+        )
+
+    async def load(self) -> Load:
+        """How busy it is, as the store has it: no hypervisor is asked, and so none waited for."""
+        return Load(
+            await self._store.tasks.counts(),
+            await self._store.machines.list(),
+            free_bytes(self._settings.storage),
         )
 
     async def problems(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,8 +27,12 @@ LAST_WORDS = 2.0
 class ResultServer:
     """One for the server; each analysis has a session while it runs."""
 
-    def __init__(self, limits: ResultServerSection) -> None:
+    def __init__(
+        self, limits: ResultServerSection, *, on_kept: Callable[[int], object] = lambda size: None
+    ) -> None:
+        """``on_kept`` is told how many bytes were kept, as they come."""
         self._limits = limits
+        self._on_kept = on_kept
         self._sessions: set[ResultSession] = set()
         self._by_address: dict[str, ResultSession] = {}
         self._servers: list[asyncio.Server] = []
@@ -78,7 +82,7 @@ class ResultServer:
         guest has sent is still taken, 2 s at most; then its connections are closed. Raises
         ValueError when the guest is not told, or is another session's.
         """
-        session = ResultSession(task_id, folder, self._limits, self._pool)
+        session = ResultSession(task_id, folder, self._limits, self._pool, self._on_kept)
         address = _canonical(ip)
         own: asyncio.Server | None = None
         if socket is not None:

@@ -45,7 +45,12 @@ class ResultSession:
     """Made by :meth:`ResultServer.session`; lives as long as the analysis takes results."""
 
     def __init__(
-        self, task_id: int, folder: Path, limits: ResultServerSection, pool: Executor
+        self,
+        task_id: int,
+        folder: Path,
+        limits: ResultServerSection,
+        pool: Executor,
+        on_kept: Callable[[int], object],
     ) -> None:
         self.task_id = task_id
         self.log_closed = asyncio.Event()
@@ -59,6 +64,7 @@ class ResultSession:
         self._files = ResultFiles(folder)
         self._limits = limits
         self._pool = pool
+        self._on_kept = on_kept
         self._serving: dict[asyncio.Task[None], Connection] = {}
         self._log_opened = False
         self._refused = 0
@@ -195,6 +201,7 @@ class ResultSession:
                 kept = data[: self._room(size)]
                 size += len(kept)
                 self.bytes_received += len(kept)
+                self._on_kept(len(kept))
                 truncated = len(kept) < len(data)
                 await self._hop(write_all, handle, kept)
                 if truncated:

@@ -18,6 +18,7 @@ from cuckoo_api.http.keys import (
     SWITCH,
     Switch,
 )
+from cuckoo_api.http.metrics import METRICS, Metrics, make_counter
 from cuckoo_api.http.middleware import complete_headers, make_guard
 from cuckoo_api.http.openapi import document
 from cuckoo_api.http.routes import add_routes
@@ -47,7 +48,9 @@ def create_app(
 
 def http_app(settings: Settings, *, debug: bool = False) -> web.Application:
     """The HTTP side alone; whoever runs it must give it a service."""
-    app = web.Application(middlewares=[make_guard(settings)])
+    metrics = Metrics()
+    app = web.Application(middlewares=[make_counter(metrics), make_guard(settings)])
+    app[METRICS] = metrics
     app[SETTINGS] = settings
     app[SWITCH] = Switch(debug=debug)
     app[DOCUMENT] = document()

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from cuckoo_api.analysis.doorbell import Doorbell
 from cuckoo_api.analysis.events import Feed
+from cuckoo_api.analysis.meter import Meter
 from cuckoo_api.analysis.recovery import recover
 from cuckoo_api.analysis.run import Workshop
 from cuckoo_api.analysis.scheduler import Scheduler
@@ -18,6 +19,7 @@ from cuckoo_api.analysis.service import AnalysisService
 from cuckoo_api.artefacts import Artefacts
 from cuckoo_api.fleet import Fleet, load_plugins
 from cuckoo_api.http.keys import SERVICE, SETTINGS
+from cuckoo_api.http.metrics import METRICS
 from cuckoo_api.network import Sinkhole
 from cuckoo_api.results import ResultServer
 from cuckoo_api.server.lock import engine_lock
@@ -54,7 +56,8 @@ async def lifespan(
         fleet: Fleet | None = None
         wake: Callable[[], None] = feed.wake  # the event of what was submitted rings the engine
         if engine:
-            fleet, scheduler = await _open_engine(stack, settings, store, artefacts, plugins)
+            meter = Meter(app[METRICS].registry)
+            fleet, scheduler = await _open_engine(stack, settings, store, artefacts, plugins, meter)
             wake = scheduler.wake
 
         def on_ring() -> None:
@@ -81,6 +84,7 @@ async def _open_engine(
     store: Store,
     artefacts: Artefacts,
     plugins: Sequence[object],
+    meter: Meter,
 ) -> tuple[Fleet, Scheduler]:
     """What runs analyses, in the order in which each needs the one before."""
     fleet = Fleet(settings, load_plugins(plugins), store)
@@ -88,7 +92,7 @@ async def _open_engine(
     await fleet.open()
 
     addresses = fleet.result_addresses()
-    results = ResultServer(settings.resultserver)
+    results = ResultServer(settings.resultserver, on_kept=meter.result_bytes.inc)
     stack.push_async_callback(results.close)
     await results.open(addresses)
     sinkhole = await _open_sinkhole(stack, settings, {ip for ip, _ in addresses})
@@ -96,7 +100,7 @@ async def _open_engine(
     await fleet.recover()
     await recover(store, artefacts)
 
-    scheduler = Scheduler(Workshop(settings, store, artefacts, results, sinkhole), fleet)
+    scheduler = Scheduler(Workshop(settings, store, artefacts, results, sinkhole, meter), fleet)
     stack.push_async_callback(scheduler.close)
     scheduler.open()
     return fleet, scheduler

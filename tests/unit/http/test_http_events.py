@@ -6,9 +6,8 @@ import asyncio
 
 import pytest
 from eventkit import Told, following
-from httpkit import Site, machine, until
+from httpkit import NewSite, Site, machine, until
 
-from conftest import NewSite
 from cuckoo_api.http import events
 from cuckoo_api.http.keys import STREAMS
 from cuckoo_api.model.task import Status
