@@ -45,9 +45,11 @@ async def serve(
     for number in SIGNALS:
         loop.add_signal_handler(number, stopped.set)
     runner = Runner(app)
+    ours: Path | None = None
     try:
         await runner.setup()
         url = await _listen(runner, host, port, unix_socket)
+        ours = unix_socket  # not before: what could not be bound may be somebody's file
         log.info("server.ready", url=url)
         if on_ready is not None:
             on_ready(url)
@@ -60,8 +62,8 @@ async def serve(
         await runner.cleanup()
         for number in SIGNALS:
             loop.remove_signal_handler(number)
-        if unix_socket is not None:
-            unix_socket.unlink(missing_ok=True)
+        if ours is not None:
+            ours.unlink(missing_ok=True)
     log.info("server.stopped")
 
 
