@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any
 
 import structlog
@@ -10,12 +11,26 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from cuckoo_api.http.keys import CLIENT, REQUEST_ID
-from cuckoo_api.http.replies import FIXED_HEADERS, failure, http_failure, new_request_id
+from cuckoo_api.http.replies import (
+    FIXED_HEADERS,
+    JSON,
+    Message,
+    encode,
+    failure,
+    http_failure,
+    new_request_id,
+)
 
 log = structlog.get_logger()
 
 KEEPALIVE = 75.0
 """Seconds that an idle connection stays open."""
+HEAD = 20.0
+"""Seconds from a connection to its first request's last header; later ones have KEEPALIVE."""
+STALL = 60.0
+"""Seconds without a byte of a body that is waited for."""
+LOOK = 5.0
+"""Seconds between two looks at who keeps the server waiting."""
 RECEIVE = 64 << 10
 """Bytes taken from a connection at once; asyncio's own 256 KiB, held twice while an upload waits
 for the disk, would be half of what a request may use."""
@@ -24,12 +39,35 @@ for the disk, would be half of what a request may use."""
 class Protocol(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ()
+    __slots__ = ("_heard",)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
         transport.max_size = RECEIVE  # type: ignore[attr-defined]  # of every transport that reads
+        self._heard = self._loop.time()
         super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """It has sent something."""
+        super().data_received(data)
+        if self._request_count:  # a first head has its time as a whole
+            self._heard = self._loop.time()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way, and none has come in whole."""
+        return not (self._current_request or self._messages or self._force_close)
+
+    def is_late(self, now: float) -> bool:
+        """Whether the client sends too slowly what the server waits for."""
+        if self._request_count == 0:
+            return now - self._heard > HEAD
+        request, transport = self._current_request, self.transport
+        if request is None or request.content.is_eof() or transport is None:
+            return False
+        if not transport.is_reading():  # it is the server that is slow
+            self._heard = now
+        return now - self._heard > STALL
 
     def handle_error(
         self,
@@ -65,9 +103,27 @@ class Protocol(web.RequestHandler):
         return await super().finish_response(request, resp, start_time)
 
 
+def _too_many() -> bytes:
+    """The answer to a client for which there is no place."""
+    body = encode(Message("The server has too many connections; try again later"))
+    headers = {
+        **FIXED_HEADERS,
+        "Content-Type": JSON,
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        "Retry-After": "10",
+        "X-Request-Id": new_request_id(),
+    }
+    lines = ["HTTP/1.1 503 Service Unavailable", *(f"{k}: {v}" for k, v in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
 class _Server(web.Server):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # the other half is for what the requests open
+        self.limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._look: asyncio.TimerHandle | None = None
         self.count = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -79,6 +135,10 @@ class _Server(web.Server):
         super().connection_made(handler, transport)
         self.count += 1
         self.idle.clear()
+        if self.count > self.limit:
+            self._make_room(handler, transport)
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(LOOK, self._close_late)
 
     def connection_lost(
         self, handler: web.RequestHandler, exc: BaseException | None = None
@@ -87,6 +147,32 @@ class _Server(web.Server):
         self.count -= 1
         if not self.count:
             self.idle.set()
+            if self._look is not None:
+                self._look.cancel()
+                self._look = None
+
+    def _close_late(self) -> None:
+        """Hang up on those who hold a connection and do not say what for."""
+        loop = asyncio.get_running_loop()
+        for handler in self.connections:
+            if isinstance(handler, Protocol) and handler.is_late(loop.time()):
+                log.info("connection.late", remote=_remote(handler))
+                handler.force_close()
+        self._look = loop.call_later(LOOK, self._close_late)
+
+    def _make_room(self, new: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Close the oldest connection that does nothing; where all do something, the new one."""
+        for handler in self.connections:
+            if handler is not new and isinstance(handler, Protocol) and handler.is_idle:
+                handler.force_close()
+                return
+        log.warning("connection.refused", open=self.count, remote=_remote(new))
+        transport.write(_too_many())
+        new.force_close()
+
+
+def _remote(handler: web.RequestHandler) -> str:
+    return handler.peername[0] if isinstance(handler.peername, tuple) else "unix"
 
 
 class AccessLog(AbstractAccessLogger):
