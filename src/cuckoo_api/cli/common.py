@@ -40,7 +40,7 @@ def settings_of(cwd: Path) -> Settings:
     need_cwd(cwd)
     settings = load_settings(cwd, list(load_plugins().values()))
     for warning in settings.warnings:
-        complaints.print(f"[yellow]warning:[/] {warning}", highlight=False)
+        complaints.print(text("warning:", "yellow"), text(warning), soft_wrap=True)
     return settings
 
 

@@ -89,7 +89,7 @@ async def submit_one(client: Client, target: str, fields: dict[str, str]) -> int
 def _upload_bar() -> Progress:
     return Progress(
         TextColumn("Uploading {task.description}"), BarColumn(), DownloadColumn(),
-        console=console, transient=True,
+        console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ async def follow(client: Client, task_id: int, *, quiet: bool = False) -> dict[s
     """Tell what is happening until the task has come to an end; the task then."""
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.elapsed:.0f} s"),
-        console=console, transient=True, disable=quiet,
+        console=console, transient=True, disable=quiet or not console.is_terminal,
     ) as progress:  # fmt: skip
         line = progress.add_task(f"Task {task_id}")
         while True:

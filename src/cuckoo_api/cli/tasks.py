@@ -13,8 +13,9 @@ from urllib.parse import urlencode
 
 from rich.table import Table
 
-from cuckoo_api.cli.common import Client, ServerError, complaints, connect, console, text
+from cuckoo_api.cli.common import Client, ServerError, connect, console, text
 from cuckoo_api.cli.submit import show_result
+from cuckoo_api.cli.terminal import plain
 from cuckoo_api.model.errors import BadInput
 
 FILTERS = (
@@ -168,7 +169,7 @@ async def _each(arguments: argparse.Namespace, cwd: Path, method: str, path: str
         print(json.dumps(answers))
     for answer in answers:
         if "error" in answer:
-            complaints.print(text(f"cuckoo: task {answer['id']}: {answer['error']}"))
+            print(f"cuckoo: task {answer['id']}: {plain(answer['error'])}", file=sys.stderr)
         elif not arguments.json:
             new = f" as task {answer['task_id']}" if "task_id" in answer else ""
             console.print(text(f"Task {answer['id']} is {done}{new}."))
