@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +32,18 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     asyncio.run(make())
     return path
+
+
+@pytest.fixture
+def _logging_is_put_back() -> Iterator[None]:
+    """A process sets its logging up once; here another test comes after it."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.configure(**before)
+    for module in list(sys.modules.values()):
+        made = vars(module).get("log")
+        if isinstance(made, structlog._config.BoundLoggerLazyProxy):
+            vars(made).pop("bind", None)  # what it keeps once it was used
