@@ -238,7 +238,7 @@ async def test_a_compressed_form_is_one_too(site: Site) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip"])
-@pytest.mark.parametrize("body", [b"hello", gzip.compress(b"a" * 100)[:-10], b""])
+@pytest.mark.parametrize("body", [b"hello", gzip.compress(b"a" * 100, mtime=0)[:-10], b""])
 async def test_what_is_not_compressed_as_it_says(site: Site, encoding: str, body: bytes) -> None:
     for path, kind in [(FILE, f"Content-Type: {FORM}"), (URL, URLENCODED)]:
         reply = await site.client.raw(post(path, body, kind, f"Content-Encoding: {encoding}"))
