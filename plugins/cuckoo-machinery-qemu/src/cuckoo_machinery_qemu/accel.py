@@ -43,7 +43,7 @@ async def choose_accelerator(
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
         known = {}
-    if known.get("key") == key:
+    if isinstance(known, dict) and known.get("key") == key:
         return str(known["accelerator"])
     answer = "kvm" if await _boots(spec) else "tcg"
     log.info("qemu.accelerator", accelerator=answer)

@@ -137,7 +137,7 @@ class QemuBackend(MachineryBackend):
             try:
                 answer = await process.monitor.run("query-status", timeout=5)
             except BackendUnavailable:
-                await process.gone()  # it ended while it was asked: its end says how
+                await process.hung_up()  # it ended while it was asked: its end says how
             else:
                 return MachineState.RUNNING if answer["running"] else MachineState.PAUSED
         return self._last.get(label, MachineState.POWEROFF)
@@ -176,7 +176,7 @@ class QemuBackend(MachineryBackend):
         await self._on(label, *_ON).monitor.run("stop")
 
     async def resume(self, label: str) -> None:
-        await self._on(label, *_ON).monitor.run("cont")
+        await self._on(label, MachineState.PAUSED).monitor.run("cont")
 
     # -- snapshots, pictures, memory, packets ---------------------------------------------------
 
@@ -186,6 +186,12 @@ class QemuBackend(MachineryBackend):
         files.snapshot(snapshot)
         monitor = process.monitor
         await monitor.run("stop")
+        # of a snapshot that the machine was started from, the new one takes what it needs: it is
+        # to stand on the image alone
+        await monitor.job(
+            "block-stream", DUMP_TIMEOUT,
+            device="disk", base_node="layer0", backing_file=str(spec.image), auto_dismiss=False,
+        )  # fmt: skip
         # one that the machine was started from is not to be kept beside the new one
         with contextlib.suppress(CommandFailed):
             await monitor.job(

@@ -136,18 +136,21 @@ def _copy_data(reader: int, writer: int, size: int) -> None:
 def take_over(source: Path, target: Path, *, limit: int) -> None:
     """Move a file that QEMU wrote to where we want it; QEMU may be in the guest's hands.
 
-    Only a regular file of its own, no larger than ``limit`` bytes.
+    Only a regular file of its own, no larger than ``limit`` bytes. Raises BackendUnavailable.
     """
-    handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as exc:  # a link and a socket cannot even be opened
+        raise BackendUnavailable(f"{source.name}: {exc}") from exc
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_size > limit:
             raise BackendUnavailable(f"{source.name}: not the file that QEMU was asked for")
-        with os.fdopen(os.dup(handle), "rb") as reader, target.open("xb") as writer:
-            _copy_data(reader.fileno(), writer.fileno(), found.st_size)
+        with target.open("xb") as writer:
+            _copy_data(handle, writer.fileno(), found.st_size)
+        source.unlink()
     except OSError as exc:
         target.unlink(missing_ok=True)
         raise BackendUnavailable(f"{source.name}: {exc}") from exc
     finally:
         os.close(handle)
-        source.unlink(missing_ok=True)

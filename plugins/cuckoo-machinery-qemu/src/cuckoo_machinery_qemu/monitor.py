@@ -43,10 +43,10 @@ class Monitor:
         """Greet QEMU. Raises BackendUnavailable when it ends before it answers."""
         try:
             await asyncio.wait_for(self._client.connect(ours), COMMAND_TIMEOUT)
+        except TimeoutError as exc:  # first: it is an OSError too
+            raise OperationTimedOut(f"{self._label}: QEMU did not greet") from exc
         except (QMPError, EOFError, OSError) as exc:
             raise BackendUnavailable(f"{self._label}: QEMU ended before it was ready") from exc
-        except TimeoutError as exc:
-            raise OperationTimedOut(f"{self._label}: QEMU did not greet") from exc
         self._connected = True
         self._pump = asyncio.create_task(self._read_events(), name=f"qmp-{self._label}")
 

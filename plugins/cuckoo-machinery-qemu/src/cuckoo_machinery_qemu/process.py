@@ -16,6 +16,8 @@ from cuckoo_machinery_qemu.spec import MONITOR_FD
 
 STDERR_LIMIT = 4096
 KILL_TIMEOUT = 10.0
+HANG_UP_TIMEOUT = 2.0
+"""Seconds between the end of the monitor's connection and that of a process that ends well."""
 
 
 class QemuProcess:
@@ -24,7 +26,7 @@ class QemuProcess:
     def __init__(self, label: str, on_change: Callable[[StateChange], None]) -> None:
         self.label = label
         self.monitor = Monitor(label, self._event)
-        self.state = MachineState.PAUSED
+        self.state = MachineState.POWEROFF
         self._on_change = on_change
         self._process: asyncio.subprocess.Process | None = None
         self._end: asyncio.Task[None] | None = None
@@ -70,6 +72,7 @@ class QemuProcess:
         except BackendUnavailable as exc:
             await self.gone()  # its complaint is complete then
             raise BackendUnavailable(f"{exc}: {' '.join(self.stderr.split())}") from exc
+        self.state = MachineState.PAUSED
 
     async def kill(self) -> None:
         """End the process now; returns once it is gone. Safe to call twice."""
@@ -80,6 +83,15 @@ class QemuProcess:
             self._process.kill()
         if self._end is not None:
             await asyncio.wait({self._end}, timeout=KILL_TIMEOUT)
+
+    async def hung_up(self) -> None:
+        """The monitor's connection has ended: so must the process, by itself or by us."""
+        if self._process is None or self._end is None:
+            return
+        await asyncio.wait({self._end}, timeout=HANG_UP_TIMEOUT)
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await asyncio.wait({self._end}, timeout=KILL_TIMEOUT)
 
     def expect_end(self) -> None:
         """The end that comes is wanted."""

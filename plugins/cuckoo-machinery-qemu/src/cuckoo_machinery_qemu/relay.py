@@ -31,7 +31,8 @@ BLOCK = 64 << 10
 DATAGRAM_TIMEOUT = 5.0
 LOCALHOST = "127.0.0.1"
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_SECUREBITS = 1, 28
+_SECBIT_NOROOT_LOCKED = 0b11
 _SIOCSIFFLAGS, _IFF_UP_RUNNING = 0x8914, 0x41
 
 
@@ -39,6 +40,12 @@ def die_with(parent: int) -> None:
     """Be killed when the parent dies, also if it has died by now."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
+        os._exit(1)
+
+
+def no_rights_by_exec() -> None:
+    """Being root in the namespace gives the program that we become no capability."""
+    if ctypes.CDLL(None).prctl(_PR_SET_SECUREBITS, _SECBIT_NOROOT_LOCKED, 0, 0, 0):
         os._exit(1)
 
 
@@ -203,6 +210,7 @@ def main(words: list[str]) -> None:
     for *_, listener in bound:
         listener.close()
     die_with(int(parent))
+    no_rights_by_exec()
     os.execvp(command[0], command)  # noqa: S606 - words, no shell
 
 

@@ -78,7 +78,7 @@ def machine_spec(config: MachineConfig, index: int, path: Path) -> MachineSpec:
     if not options["image"]:
         raise BadConfig(f"{config.name}: no image is set; run 'cuckoo guest build' or set one")
     files = {
-        key: Path(options[key]).expanduser()
+        key: Path(options[key]).expanduser().absolute()
         for key in ("image", "kernel", "initrd")
         if options[key]
     }

@@ -1,0 +1,145 @@
+"""Whatever dies, however it dies: nothing of it is left, and what happened is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from qemukit import Lab, all_end, family, inside, links, pid_of, rules, started
+
+from conftest import Make
+from cuckoo_api.machinery import BackendUnavailable, MachineState, StateChange
+from cuckoo_machinery_qemu.backend import QemuBackend
+
+AS_A_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
+"""Takes every right over the host away, and lets the files of the one who runs this be read."""
+
+
+async def until(backend: QemuBackend, label: str, state: MachineState) -> StateChange:
+    """The event that tells of a state."""
+    async with asyncio.timeout(20), contextlib.aclosing(backend.watch()) as changes:
+        async for change in changes:
+            if change.label == label and change.state is state:
+                return change
+    raise AssertionError("the stream of events has ended")
+
+
+async def test_a_qemu_that_is_killed_is_told_of_with_the_reason(backend: QemuBackend) -> None:
+    async with started(backend):
+        with all_end(family(pid_of(backend))):
+            watching = asyncio.create_task(until(backend, "one", MachineState.ABORTED))
+            await asyncio.sleep(0)
+            os.kill(pid_of(backend), signal.SIGKILL)
+            change = await watching
+    assert change.reason.startswith("QEMU ended with signal 9")
+    assert await backend.state("one") is MachineState.ABORTED
+    await backend.power_off("one")
+    assert not (backend.config.state_dir / "one/run").exists()
+
+
+@pytest.mark.parametrize("lab", ["user"], indirect=True)
+async def test_a_guest_that_shuts_itself_down_is_off_and_not_aborted(backend: QemuBackend) -> None:
+    async with started(backend) as agent:
+        watching = asyncio.create_task(until(backend, "one", MachineState.POWEROFF))
+        await inside(agent, "(sync; echo o > /proc/sysrq-trigger) > /dev/null 2>&1 &")
+        assert (await watching).reason == ""
+    assert await backend.state("one") is MachineState.POWEROFF
+
+
+@pytest.mark.parametrize("lab", ["user"], indirect=True)
+async def test_a_qemu_that_hangs_up_is_ended(backend: QemuBackend) -> None:
+    async with started(backend):
+        process = backend._running["one"]
+        # as one in a guest's hands may do: the process lives, its monitor does not answer
+        await process.monitor._client.disconnect()
+        with all_end([process.pid]):
+            assert await backend.state("one") is MachineState.ABORTED
+
+
+@pytest.mark.parametrize("lab", ["user"], indirect=True)
+async def test_a_qemu_that_cannot_start_says_why(make: Make, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"no kernel at all")
+    backend = await make(machine={"kernel": str(kernel)})
+    with pytest.raises(BackendUnavailable, match=r"QEMU ended before it was ready: .*kernel"):
+        await backend.restore_and_start("one", "")
+    assert await backend.state("one") is MachineState.ABORTED
+    await backend.power_off("one")
+    assert not (backend.config.state_dir / "one/run").exists()
+
+
+# -- the server -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def server(
+    lab: Lab, state_dir: Path, prefix: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """Another process that runs machine one, once its guest has answered."""
+    hold = str(Path(__file__).with_name("hold.py"))
+    process = subprocess.Popen(
+        [*prefix, sys.executable, hold, str(state_dir), *lab.words()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "the guest says Linux\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_a_server_that_is_killed_leaves_no_machine_and_the_next_one_cleans_up(
+    lab: Lab, make: Make, tmp_path: Path
+) -> None:
+    before = links()
+    state_dir = lab.state_dir(tmp_path / "killed")
+    with server(lab, state_dir) as process:
+        below = family(process.pid)[1:]
+        names = {Path(f"/proc/{pid}/exe").readlink().name for pid in below}
+        assert "qemu-system-x86_64" in names
+        assert len(below) == (1 if lab.network == "bridge" else 2)  # the relay
+        with all_end(below):
+            process.kill()
+    # a tap goes with its QEMU; the bridge and its rules stand, and shut everything
+    assert {link for link in links() - before if link != "cktbr"} == set()
+    assert (state_dir / "one/run").exists()
+    (state_dir / "one/run").rename(tmp_path / "state/one/run")
+    backend = await make()
+    assert not (tmp_path / "state/one/run").exists()
+    await backend.close()
+    assert links() == before
+    assert rules() == ""
+
+
+@pytest.mark.parametrize("lab", ["user"], indirect=True)
+def test_an_ordinary_user_runs_machines_too(lab: Lab, tmp_path: Path) -> None:
+    state_dir = lab.state_dir(tmp_path / "state")
+    with server(lab, state_dir, AS_A_USER) as process:
+        below = family(process.pid)[1:]
+        with all_end(below):
+            output, _ = process.communicate("")
+        assert output == "closed\n"
+        assert process.returncode == 0
+    assert not (state_dir / "one/run").exists()
+
+
+async def test_close_leaves_nothing(lab: Lab, make: Make) -> None:
+    before = links()
+    backend = await make()
+    async with started(backend), started(backend, "two"):
+        with all_end([*family(pid_of(backend)), *family(pid_of(backend, "two"))]):
+            assert (links() == before) is (lab.network == "user")
+            await backend.close()
+    assert links() == before
+    assert rules() == ""
