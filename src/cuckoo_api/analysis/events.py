@@ -25,6 +25,8 @@ class Feed:
     def __init__(self, store: Store, *, ring: Callable[[], None] = lambda: None) -> None:
         self._store = store.events
         self._ring = ring
+        self.also: Callable[[], None] = lambda: None
+        """Called with each :meth:`wake`."""
         store.database.on_event = self._happened
         self._news = asyncio.Event()
         self._closed = False
@@ -37,6 +39,7 @@ class Feed:
         """There are events, or there may be."""
         self._news.set()
         self._news = asyncio.Event()
+        self.also()
 
     def close(self) -> None:
         """End every follower, now and from now on."""

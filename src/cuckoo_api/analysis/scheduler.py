@@ -43,7 +43,9 @@ class Scheduler:
         self._store = workshop.store
         self._settings = workshop.settings
         self._wanted = asyncio.Event()
-        self._running: set[asyncio.Task[None]] = set()
+        self.on_let_go: Callable[[], None] = lambda: None
+        """Called when :meth:`has_in_hand` has become false for some task."""
+        self._running: dict[asyncio.Task[None], int] = {}
         self._analyses: dict[int, asyncio.Task[list[str]]] = {}
         self._reporting: set[int] = set()
         self._loops: list[asyncio.Task[None]] = []
@@ -53,6 +55,10 @@ class Scheduler:
     def wake(self) -> None:
         """A task was added, cancelled or is to be reported, or a machine may have become free."""
         self._wanted.set()
+
+    def has_in_hand(self, task_id: int) -> bool:
+        """Whether its machine runs or its report is made: what it leaves is not whole yet."""
+        return task_id in self._running.values()
 
     def open(self) -> None:
         """Start giving out work."""
@@ -94,7 +100,7 @@ class Scheduler:
                 return
             lease = await self._fleet.lease(machine)
             if lease is not None:
-                self._spawn(self._see_through(lease))
+                self._spawn(lease.task.id, self._see_through(lease))
 
     async def _stop_cancelled(self) -> None:
         if not self._analyses:
@@ -106,7 +112,7 @@ class Scheduler:
     async def _report_completed(self) -> None:
         for task_id in await self._store.tasks.completed():
             if task_id not in self._reporting:
-                self._spawn(self._report(task_id))
+                self._spawn(task_id, self._report(task_id))
 
     async def _follow_fleet(self) -> None:
         while True:
@@ -134,13 +140,14 @@ class Scheduler:
         self._recheck = None
         self.wake()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, task_id: int, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
-        self._running.add(task)
+        self._running[task] = task_id
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        del self._running[task]
+        self.on_let_go()
         if not task.cancelled() and (fault := task.exception()) is not None:
             # its machine is free; its state stands in the store, for the next wake or start
             log.error("scheduler.task_failed", exc_info=fault)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from cuckoo_api.analysis import reboot
+from cuckoo_api.analysis.addresses import check_url
 from cuckoo_api.analysis.archive import Unpacker
 from cuckoo_api.analysis.collect import Collector
 from cuckoo_api.analysis.events import Feed
@@ -193,6 +194,9 @@ class AnalysisService:
     async def _check(self, task: NewTask) -> None:
         """Refuse what this server can never do."""
         check_route(task, self._settings.routing.offered)
+        if task.callback:
+            allow_private = self._settings.webhooks.allow_private
+            check_url("callback", task.callback, allow_private=allow_private)
         if (task.machine or task.platform or task.tags) and (
             not self._settings.cuckoo.wait_for_machines
         ):

@@ -92,6 +92,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "clock": parse_clock,
     "memory": lambda text: parse_bool("memory", text),
     "enforce_timeout": lambda text: parse_bool("enforce_timeout", text),
+    "callback": str.strip,
 }
 
 

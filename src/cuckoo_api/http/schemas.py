@@ -122,6 +122,7 @@ class SubmissionForm(msgspec.Struct, frozen=True, kw_only=True):
     clock: Annotated[str, Meta(description="The guest's clock: %m-%d-%Y %H:%M:%S")] = ""
     memory: Annotated[str, _FLAG, Meta(description="Dump the machine's whole memory")] = ""
     enforce_timeout: Annotated[str, _FLAG, Meta(description="Run for the whole timeout")] = ""
+    callback: Annotated[str, Meta(description="Address to POST to when the task has ended")] = ""
 
 
 class FileForm(SubmissionForm, frozen=True, kw_only=True):

@@ -135,3 +135,5 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     """None means the moment of submission."""
     tags: list[str] = []
     submit_id: int | None = None
+    callback: str = ""
+    """Whom to tell of its end. No view shows it: such an address is often a secret itself."""

@@ -16,6 +16,7 @@ from cuckoo_api.analysis.recovery import recover
 from cuckoo_api.analysis.run import Workshop
 from cuckoo_api.analysis.scheduler import Scheduler
 from cuckoo_api.analysis.service import AnalysisService
+from cuckoo_api.analysis.webhooks import Webhooks
 from cuckoo_api.artefacts import Artefacts
 from cuckoo_api.fleet import Fleet, load_plugins
 from cuckoo_api.http.keys import SERVICE, SETTINGS
@@ -59,6 +60,10 @@ async def lifespan(
             meter = Meter(app[METRICS].registry)
             fleet, scheduler = await _open_engine(stack, settings, store, artefacts, plugins, meter)
             wake = scheduler.wake
+            webhooks = Webhooks(settings.webhooks, store, in_hand=scheduler.has_in_hand)
+            stack.push_async_callback(webhooks.close)
+            scheduler.on_let_go = feed.also = webhooks.wake
+            await webhooks.open()
 
         def on_ring() -> None:
             feed.wake()

@@ -15,6 +15,7 @@ from cuckoo_api.settings.types import (
     Settings,
     TimeoutsSection,
     VirusTotalSection,
+    WebhooksSection,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TimeoutsSection",
     "Token",
     "VirusTotalSection",
+    "WebhooksSection",
     "default_conf",
     "find_cwd",
     "init_cwd",

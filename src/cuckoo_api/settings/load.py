@@ -24,6 +24,7 @@ from cuckoo_api.settings.types import (
     Settings,
     TimeoutsSection,
     VirusTotalSection,
+    WebhooksSection,
 )
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ SECTIONS: dict[str, dict[str, type]] = {
         "processing": ProcessingSection,
         "archives": ArchivesSection,
         "virustotal": VirusTotalSection,
+        "webhooks": WebhooksSection,
     },
     "routing": {"routing": RoutingSection},
 }
@@ -154,6 +156,9 @@ def _check(file: IniFile, sections: dict[str, Any], tokens: tuple[Token, ...]) -
     url = sections["virustotal"].url
     if not url.startswith(("https://", "http://")):
         file.fault("virustotal", "url", f"{url!r}; allowed: an address with https:// or http://")
+    for url in sections["webhooks"].urls:
+        if not url.startswith(("https://", "http://")):
+            file.fault("webhooks", "urls", f"{url!r}; allowed: addresses with https:// or http://")
     if cuckoo.tmppath is not None and not cuckoo.tmppath.is_dir():
         file.fault("cuckoo", "tmppath", f"'{cuckoo.tmppath}'; allowed: a folder that exists")
 

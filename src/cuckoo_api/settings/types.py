@@ -134,6 +134,22 @@ class VirusTotalSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebhooksSection:
+    """``[webhooks]`` of cuckoo.conf: who is told of the ends of tasks."""
+
+    urls: tuple[str, ...] = ()
+    """Told of every task; besides the callback that a task names itself."""
+    secret: str = field(default="", repr=False)
+    """Signs what is sent; empty: it is not signed."""
+    allow_private: bool = False
+    """Whether addresses that are not of the public internet may be called."""
+    timeout: int = number(10, 1, 300)
+    """Seconds for a receiver to answer."""
+    attempts: int = number(8, 1, 100)
+    """How often a receiver is tried before it is given up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingSection:
     """``[routing]`` of routing.conf."""
 
@@ -171,6 +187,7 @@ class Settings:
     processing: ProcessingSection = ProcessingSection()
     archives: ArchivesSection = ArchivesSection()
     virustotal: VirusTotalSection = VirusTotalSection()
+    webhooks: WebhooksSection = WebhooksSection()
     routing: RoutingSection = RoutingSection()
     machinery: Mapping[str, MachinerySettings] = field(default_factory=dict)
     tokens: tuple[Token, ...] = ()

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.store.connection import Database
+from cuckoo_api.store.deliveries import DeliveryStore
 from cuckoo_api.store.events import EventStore
 from cuckoo_api.store.machines import MachineStore
 from cuckoo_api.store.samples import SampleStore
@@ -26,6 +27,7 @@ class Store:
     samples: SampleStore
     machines: MachineStore
     events: EventStore
+    deliveries: DeliveryStore
     database: Database
 
     @classmethod
@@ -47,6 +49,7 @@ class Store:
             SampleStore(database),
             MachineStore(database),
             EventStore(database),
+            DeliveryStore(database),
             database,
         )
 

@@ -19,6 +19,7 @@ _by_id = tasks.c.id == sa.bindparam("by_id")
 _COPIED = (
     "category", "target", "sample_id", "wanted_machine", "package", "options", "timeout",
     "custom", "owner", "platform", "memory", "enforce_timeout", "clock", "tags", "demand",
+    "callback",
 )  # fmt: skip
 _STATUS = compiled(sa.select(tasks.c.status, tasks.c.sample_id).where(_by_id))
 _RECOVER = compiled(sa.update(tasks).where(_by_id).values(status=Status.RECOVERED.value))

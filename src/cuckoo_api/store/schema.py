@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration."""
 
 metadata = sa.MetaData()
@@ -59,6 +59,7 @@ tasks = sa.Table(
     sa.Column("guest", sa.Text, nullable=False, server_default="{}"),
     sa.Column("errors", sa.Text, nullable=False, server_default="[]"),
     sa.Column("demand", sa.Text, nullable=False, server_default=""),
+    sa.Column("callback", sa.Text, nullable=False, server_default=""),
     # a deleted task's id is never given to another one: clients keep ids
     sqlite_autoincrement=True,
 )
@@ -120,3 +121,25 @@ events = sa.Table(
     # a client asks for what came after the last id that it has seen
     sqlite_autoincrement=True,
 )
+
+webhooks = sa.Table("webhooks", metadata, sa.Column("url", sa.Text, primary_key=True))
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column(
+        "task_id",
+        sa.Integer,
+        sa.ForeignKey("tasks.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    sa.Column("status", sa.String(32), nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("due", sa.BigInteger, nullable=False),
+    # receivers tell by it what they have had already
+    sqlite_autoincrement=True,
+)
+sa.Index("deliveries_due", deliveries.c.due, deliveries.c.id)

@@ -1,4 +1,5 @@
-"""What the database writes by itself: an event for each change, beside the change.
+"""What the database writes by itself: an event for each change and who is to be told of a task's
+end, beside the change.
 
 Nobody who changes a task or a machine can forget to tell of it, and what is rolled back was
 never told. ``migrations/`` makes these triggers; a test holds the two together.
@@ -49,4 +50,13 @@ BEGIN
     DELETE FROM events WHERE id <= NEW.id - 10000;
 END
 """
-TRIGGERS = (TASK_NEW, TASK_CHANGED, TASK_GONE, MACHINE_CHANGED, NEWEST_KEPT)
+TASK_ENDED = """
+CREATE TRIGGER tasks_ended AFTER UPDATE OF status ON tasks
+WHEN NEW.status IS NOT OLD.status AND NEW.status NOT IN ('pending', 'running', 'completed')
+BEGIN
+    INSERT INTO deliveries (task_id, status, url, due)
+    SELECT NEW.id, NEW.status, url, CAST(strftime('%s', 'now') AS INTEGER) FROM
+        (SELECT url FROM webhooks UNION SELECT NEW.callback WHERE NEW.callback <> '');
+END
+"""
+TRIGGERS = (TASK_NEW, TASK_CHANGED, TASK_GONE, MACHINE_CHANGED, NEWEST_KEPT, TASK_ENDED)

@@ -65,7 +65,7 @@ def test_forms_show_their_fields(described: Any) -> None:
     schemas = described["components"]["schemas"]
     submission = {
         "package", "timeout", "priority", "options", "machine", "platform", "tags", "custom",
-        "owner", "clock", "memory", "enforce_timeout",
+        "owner", "clock", "memory", "enforce_timeout", "callback",
     }  # fmt: skip
     assert set(schemas["FileForm"]["properties"]) == submission | {"file", "unique"}
     assert schemas["FileForm"]["required"] == ["file"]

@@ -222,3 +222,18 @@ async def test_no_usable_url(site: Site) -> None:
         assert reply.status == 400
         assert reply.message.startswith("url: expected")
     assert await site.ids() == []
+
+
+async def test_a_callback_must_be_an_address_of_the_internet(site: Site) -> None:
+    form = {"url": "http://example.com/", "callback": "http://169.254.169.254/latest"}
+    reply = await site.client.post("/tasks/create/url", form)
+    assert reply.status == 400
+    assert reply.message.startswith("callback: 169.254.169.254 is not an address of the public")
+    reply = await site.client.upload(b"x", callback="nowhere")
+    assert reply.message.startswith("callback: expected an http:// or https:// address")
+    assert (await site.ids(), site.kept()) == ([], set())
+
+    task_id = (await site.client.upload(b"x", callback="https://soc.example/?key=k")).json[
+        "task_id"
+    ]
+    assert "soc.example" not in str(await site.task(task_id))
