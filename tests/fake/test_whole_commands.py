@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
-from fakekit import TOKEN, Site
+from fakekit import PATIENCE, TOKEN, Site
 
 from cuckoo_api.cli import submit as module
 from cuckoo_api.cli.common import ServerError
 from cuckoo_api.cli.main import build_parser
 from cuckoo_api.machinery import MachineryError
 from cuckoo_api.model.errors import BadInput
+from cuckoo_api.server import app
 from cuckoo_api.testing.fake import Failing, scripts
 
 COMMANDS = {"submit": module.submit, "machines": module.show_machines}
@@ -86,6 +88,30 @@ async def test_who_waits_is_told_what_it_did(site: Site, terminal: Terminal, sam
     assert "Processes (2)\n  /tmp/sample (312)\n    sh -c id (313)\n" in told
     assert "/tmp/dropped.txt" in told
     assert f"All of it: {site.url}/tasks/report/1" in told
+    await site.free()
+
+
+async def test_who_waits_hears_of_each_change(
+    site: Site, terminal: Terminal, sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 2 * PATIENCE)  # it is not waited for
+    site.add("one")
+    await site.start()
+    async with asyncio.timeout(PATIENCE):
+        told = await terminal.type("submit", str(sample), "--wait")
+
+    assert "Task 1: score " in told
+    await site.free()
+
+
+async def test_who_waits_at_a_server_without_events_looks_again(
+    site: Site, terminal: Terminal, sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "MAX_STREAMS", 0)
+    site.add("one")
+    await site.start()
+
+    assert "Task 1: score " in await terminal.type("submit", str(sample), "--wait")
     await site.free()
 
 

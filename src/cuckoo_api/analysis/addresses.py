@@ -10,6 +10,7 @@ import ipaddress
 import socket
 from typing import Any
 
+import psutil
 from yarl import URL
 
 from cuckoo_api.model.errors import BadInput
@@ -65,9 +66,21 @@ def public_socket(info: tuple[Any, ...]) -> socket.socket:
     family, kind, protocol, _, (host, *_) = info
     if not is_public(host):
         raise PrivateAddress(f"{host} is not an address of the public internet")
+    if _is_own(host):  # from here it may answer what it answers to nobody outside
+        raise PrivateAddress(f"{host} is this host")
     made = socket.socket(family, kind, protocol)
     made.setblocking(False)
     return made
+
+
+def _is_own(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    return any(
+        ipaddress.ip_address(own.address.partition("%")[0]) == address
+        for addresses in psutil.net_if_addrs().values()
+        for own in addresses
+        if own.family in (socket.AF_INET, socket.AF_INET6)
+    )
 
 
 def check_url(name: str, text: str, *, allow_private: bool) -> str:

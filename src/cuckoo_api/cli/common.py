@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,21 @@ class Client:
                 async for data in response.content.iter_chunked(CHUNK):
                     yield data
 
+    async def changes(self, task_id: int) -> AsyncGenerator[None]:
+        """One at once, then one whenever the task may have changed, until the server ends it."""
+        with self._reachable("/events"):
+            async with self._session.get("/events") as response:
+                if response.status >= 400:
+                    await _content(response)
+                yield
+                kind = b""
+                async for line in response.content:
+                    name, _, value = line.strip().partition(b": ")
+                    if name == b"event":
+                        kind = value
+                    elif name == b"data" and _concerns(task_id, kind, value):
+                        yield
+
     @contextmanager
     def _reachable(self, path: str) -> Iterator[None]:
         try:
@@ -89,6 +105,10 @@ class Client:
             ) from exc
         except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
             raise Unavailable(f"{self.url}{path}: {str(exc) or type(exc).__name__}") from exc
+
+
+def _concerns(task_id: int, kind: bytes, data: bytes) -> bool:
+    return kind == b"gap" or (kind == b"task" and json.loads(data)["id"] == task_id)
 
 
 async def _content(response: aiohttp.ClientResponse) -> Any:

@@ -83,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("custom", "any text, kept with the task"),
         ("owner", "who asks"),
         ("clock", "the guest's time, month-day-year hour:minute:second"),
+        ("callback", "an address that the server tells when the task has ended"),
     ):
         submit.add_argument(f"--{name}", help=kind)
     submit.add_argument(

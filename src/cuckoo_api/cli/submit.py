@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.table import Table
 from cuckoo_api.cli.common import Client, connect, console, text
 from cuckoo_api.cli.summary import print_summary
 from cuckoo_api.cli.terminal import plain
-from cuckoo_api.model.errors import BadInput
+from cuckoo_api.model.errors import BadInput, CuckooError
 
 FIELDS = (
     "package",
@@ -30,12 +31,13 @@ FIELDS = (
     "custom",
     "owner",
     "clock",
+    "callback",
 )
 COLUMNS = ("name", "manager", "platform", "status", "task_id", "snapshot", "quarantine")
 FLAGS = ("memory", "enforce_timeout", "unique")
 CHUNK = 256 << 10
 INTERVAL = 0.5
-"""Seconds between two looks at a task: the API has no events yet."""
+"""Seconds between two looks at a task where the server tells no events."""
 
 STEPS = {
     "pending": "waiting for a free machine",
@@ -108,13 +110,27 @@ async def follow(client: Client, task_id: int, *, quiet: bool = False) -> dict[s
         console=console, transient=True, disable=quiet or not console.is_terminal,
     ) as progress:  # fmt: skip
         line = progress.add_task(f"Task {task_id}")
-        while True:
-            task: dict[str, Any] = (await client.get(f"/tasks/view/{task_id}"))["task"]
-            step = STEPS.get(task["status"])
-            if step is None:
-                return task
-            progress.update(line, description=f"Task {task_id}: {step}")
-            await asyncio.sleep(INTERVAL)
+        async with aclosing(_moments(client, task_id)) as moments:
+            async for _ in moments:
+                task: dict[str, Any] = (await client.get(f"/tasks/view/{task_id}"))["task"]
+                step = STEPS.get(task["status"])
+                if step is None:
+                    break
+                progress.update(line, description=f"Task {task_id}: {step}")
+    return task
+
+
+async def _moments(client: Client, task_id: int) -> AsyncGenerator[None]:
+    """When to look at the task: now, and whenever it may have changed."""
+    try:
+        async with aclosing(client.changes(task_id)) as changes:
+            async for _ in changes:
+                yield
+    except CuckooError:
+        pass  # the look says better what is wrong, if anything is
+    while True:
+        yield
+        await asyncio.sleep(INTERVAL)
 
 
 async def show_result(client: Client, task: dict[str, Any], *, as_json: bool) -> None:

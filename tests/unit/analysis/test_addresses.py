@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +44,16 @@ def test_a_socket_is_made_for_public_addresses_only() -> None:
         public_socket((family, kind, 6, "", ("10.0.0.1", 443)))
     with pytest.raises(PrivateAddress):
         public_socket((socket.AF_INET6, kind, 6, "", ("::1", 443, 0, 0)))
+
+
+def test_no_socket_is_made_for_a_public_address_of_this_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = SimpleNamespace(family=socket.AF_INET6, address="2606:4700:0:0::1111%eth0")
+    mac = SimpleNamespace(family=socket.AF_PACKET, address="00:00:00:00:00:00")
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: {"eth0": [mac, own]})
+    with pytest.raises(PrivateAddress, match="is this host"):
+        public_socket((socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2606:4700::1111", 80, 0, 0)))
 
 
 @pytest.mark.parametrize(
