@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
 import tracemalloc
 import zlib
 
@@ -20,11 +21,15 @@ HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that waits for hundredths of seconds."""
-    monkeypatch.setattr(protocol, "HEAD", 0.04)
-    monkeypatch.setattr(protocol, "STALL", 0.04)
+def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that looks a hundred times a second at who keeps it waiting."""
     monkeypatch.setattr(protocol, "LOOK", 0.01)
+
+
+@pytest.fixture
+def impatient(watchful: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And waits for a head no longer than this."""
+    monkeypatch.setattr(protocol, "HEAD", 0.04)
 
 
 async def hung_up(reader: asyncio.StreamReader) -> bytes:
@@ -65,7 +70,7 @@ async def test_a_connection_without_a_word_is_closed(site: Site) -> None:
 async def test_a_later_head_has_the_time_of_an_idle_connection(
     new_site: NewSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "KEEPALIVE", 0.05)
+    monkeypatch.setattr(protocol, "KEEPALIVE", 0.3)
     site = await new_site()
     reader, writer = await site.client.connect()
     writer.write(HEAD + b"\r\n" + HEAD)
@@ -74,36 +79,56 @@ async def test_a_later_head_has_the_time_of_an_idle_connection(
     writer.close()
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_a_body_that_stops_is_not_waited_for_and_nothing_of_it_stays(site: Site) -> None:
+@pytest.mark.usefixtures("watchful")
+async def test_a_body_that_stops_is_not_waited_for_and_nothing_of_it_stays(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = form(part("file", b"x" * MIB, filename="x"))
     reader, writer = await site.client.connect()
     writer.write(post(FILE, body[:-100], f"Content-Type: {FORM}", length=len(body)))
     await until(lambda: site.kept())
+    monkeypatch.setattr(protocol, "STALL", 0.0)
     assert await hung_up(reader) == b""
     await until(lambda: not site.kept())
     assert await site.ids() == []
     writer.close()
 
 
-@pytest.mark.usefixtures("impatient")
-async def test_a_body_that_comes_slowly_is_taken(site: Site) -> None:
+async def test_a_body_that_comes_slowly_is_taken(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections: list[protocol.Protocol] = []
+    made = protocol.Protocol.connection_made
+
+    def remembered(self: protocol.Protocol, transport: asyncio.BaseTransport) -> None:
+        connections.append(self)
+        made(self, transport)
+
+    monkeypatch.setattr(protocol.Protocol, "connection_made", remembered)
     body = form(part("file", b"hello", filename="x"))
     reader, writer = await site.client.connect()
     writer.write(post(FILE, b"", f"Content-Type: {FORM}", length=len(body)))
-    for start in range(0, len(body), 20):  # longer than any one pause may be
-        writer.write(body[start : start + 20])
-        await asyncio.sleep(0.01)
+    await until(lambda: connections and connections[0]._current_request)
+    for start in range(0, len(body), 50):
+        now = asyncio.get_running_loop().time()
+        writer.write(body[start : start + 50])
+        await until(lambda now=now: connections and connections[0]._heard > now)
+        assert not connections[0].is_late(now + protocol.STALL)
+        if start + 50 < len(body):
+            assert connections[0].is_late(now + protocol.STALL + 5)
     assert (await read_reply(reader)).json == {"task_id": 1}
+    assert not connections[0].is_late(now + 1000)  # that is for KEEPALIVE
     writer.close()
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("watchful")
 async def test_an_answer_that_takes_long_is_no_fault_of_the_client(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(protocol, "STALL", 0.0)
+
     async def slow() -> dict[str, int]:
-        await asyncio.sleep(0.12)
+        await asyncio.sleep(0.05)
         return {}
 
     monkeypatch.setattr(site.store.tasks, "counts", slow, raising=False)
@@ -155,17 +180,16 @@ async def test_where_all_connections_are_at_work_a_new_one_is_told_so(
         writer.close()
 
 
-async def test_a_thousand_requests_at_once_over_one_connection(site: Site) -> None:
+async def test_hundreds_of_requests_at_once_over_one_connection(site: Site) -> None:
     reader, writer = await site.client.connect()
-    writer.write(get("/nosuch") * 1000)
+    writer.write(get("/nosuch") * 400)
     async with asyncio.timeout(20):
-        assert {(await read_reply(reader)).status for _ in range(1000)} == {404}
+        assert {(await read_reply(reader)).status for _ in range(400)} == {404}
     writer.close()
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
+async def test_heads_that_are_too_much(site: Site) -> None:
+    for headers in [
         b"A: b\r\n" * 10_000,
         b"".join(b"A%d: b\r\n" % n for n in range(10_000)),
         b"A" * 9000 + b": b\r\n",
@@ -177,13 +201,11 @@ async def test_a_thousand_requests_at_once_over_one_connection(site: Site) -> No
         b"Host: other\r\nHost: third\r\n\0\r\n",
         b"A: \0\r\n",
         b"A b: c\r\n",
-    ],
-)
-async def test_heads_that_are_too_much(site: Site, headers: bytes) -> None:
-    reply = await site.client.raw(HEAD + headers + b"\r\n")
-    assert reply.status == 400
-    assert reply.message.startswith("This is no valid HTTP request: ")
-    assert len(reply.body) < 500
+    ]:
+        reply = await site.client.raw(HEAD + headers + b"\r\n")
+        assert reply.status == 400, headers[:40]
+        assert reply.message.startswith("This is no valid HTTP request: ")
+        assert len(reply.body) < 500
 
 
 # -- bombs ----------------------------------------------------------------------------------------
@@ -222,8 +244,8 @@ async def test_a_bomb_does_not_go_off(
     new_site: NewSite, path: str, kind: str, content: bytes
 ) -> None:
     site = await new_site(max_upload_size=MIB)
-    packed = bomb(content, 16 * MIB)
-    assert len(packed) < 40_000  # one piece of what is received
+    packed = bomb(content, 8 * MIB)
+    assert len(packed) < 20_000  # one piece of what is received
     reply, memory = await peak(site, post(path, packed, kind, "Content-Encoding: gzip"))
     assert reply.status == 413
     assert memory < 3 * MIB
@@ -237,13 +259,14 @@ async def test_a_compressed_form_is_one_too(site: Site) -> None:
     assert site.kept() == {f"binaries/{HELLO}"}
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip"])
-@pytest.mark.parametrize("body", [b"hello", gzip.compress(b"a" * 100, mtime=0)[:-10], b""])
-async def test_what_is_not_compressed_as_it_says(site: Site, encoding: str, body: bytes) -> None:
-    for path, kind in [(FILE, f"Content-Type: {FORM}"), (URL, URLENCODED)]:
-        reply = await site.client.raw(post(path, body, kind, f"Content-Encoding: {encoding}"))
-        assert reply.status == 400, (path, encoding)
-        assert reply.message
+async def test_what_is_not_compressed_as_it_says(site: Site) -> None:
+    for encoding, body in itertools.product(
+        ["gzip", "deflate", "gzip, gzip"], [b"hello", gzip.compress(b"a" * 100)[:-10], b""]
+    ):
+        for path, kind in [(FILE, f"Content-Type: {FORM}"), (URL, URLENCODED)]:
+            reply = await site.client.raw(post(path, body, kind, f"Content-Encoding: {encoding}"))
+            assert reply.status == 400, (path, encoding, body)
+            assert reply.message
     assert site.kept() == set()
 
 
@@ -289,15 +312,14 @@ def strange(reply: Reply) -> set[str]:
 async def test_no_field_of_a_form_leads_to_a_file_or_a_fault(site: Site) -> None:
     outside = site.settings.cwd.parent
     before = {path for path in outside.rglob("*") if path.is_file()}
-    for field in FIELDS:
-        for text in EVIL:
-            values = {field: f"filename={text}" if field == "options" else text}
-            for reply in [
-                await site.client.upload(b"hello", name=text, **values),
-                await site.client.post(URL, {"url": f"http://x/{text}", **values}),
-            ]:
-                assert reply.status in (200, 400), (field, text)
-                assert not strange(reply)
+    for field, text in itertools.product(FIELDS, EVIL):
+        values = {field: f"filename={text}" if field == "options" else text}
+        reply = await site.client.upload(b"hello", name=text, **values)
+        assert reply.status in (200, 400), (field, text)
+        assert not strange(reply)
+    for text in EVIL:
+        reply = await site.client.post(URL, {"url": f"http://x/{text}", "custom": text})
+        assert reply.status in (200, 400), text
     assert site.kept() == {f"binaries/{HELLO}"}
     new = {path for path in outside.rglob("*") if path.is_file()} - before
     assert {path.name for path in new if not path.name.startswith("cuckoo.db")} == {HELLO}
@@ -317,17 +339,14 @@ async def test_no_query_leads_to_a_file_or_a_fault(site: Site) -> None:
             assert not strange(reply)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["a\r\nSet-Cookie: x=y", "a%0d%0aSet-Cookie: x=y", 'a"; filename=b', "a\x85b\u2028c", "../a"],
-)
-async def test_no_name_becomes_a_header_of_a_download(site: Site, name: str) -> None:
+async def test_no_name_becomes_a_header_of_a_download(site: Site) -> None:
     head = "Content-Disposition: form-data; name=file; filename*=UTF-8''"
-    quoted = "".join(f"%{byte:02x}" for byte in name.encode())
-    reply = await site.client.post_form(FILE, f"{head}{quoted}\r\n\r\nhello".encode())
-    assert reply.json == {"task_id": 1}
-    site.put(f"files/{name.replace('/', '_')}", b"dropped")
     site.put("shots/0001.jpg", b"shot")
+    for name in EVIL:
+        quoted = "".join(f"%{byte:02x}" for byte in name.encode())
+        reply = await site.client.post_form(FILE, f"{head}{quoted}\r\n\r\nhello".encode())
+        assert reply.status == 200, name
+        site.put(f"files/{name.replace('/', '_')}", b"dropped")
     for path in [f"/files/get/{HELLO}", "/tasks/report/1/all", "/tasks/screenshots/1"]:
         reply = await site.client.get(path)
         assert reply.status == 200
