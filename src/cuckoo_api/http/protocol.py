@@ -55,8 +55,8 @@ class Protocol(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is under way, and none has come in whole."""
-        return not (self._current_request or self._messages or self._force_close)
+        """Whether no request is under way, its answer included, and none has come in whole."""
+        return not (self._request_in_progress or self._messages or self._force_close)
 
     def is_late(self, now: float) -> bool:
         """Whether the client sends too slowly what the server waits for."""

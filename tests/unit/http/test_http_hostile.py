@@ -157,6 +157,22 @@ async def test_idle_connections_give_way(
         writer.close()
 
 
+async def test_a_download_is_not_idle(new_site: NewSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol.resource, "getrlimit", lambda _: (4, 4))
+    site = await new_site()
+    size = 32 * MIB  # more than sockets hold
+    with site.put("dump.pcap").open("wb") as file:
+        file.truncate(size)
+    reader, writer = await site.client.connect()
+    writer.write(get("/pcap/get/1"))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+    idle = [await site.client.connect() for _ in range(3)]
+    assert await hung_up(idle[0][0]) == b""
+    assert len(await reader.readexactly(size)) == size
+    for _, other in [(reader, writer), *idle]:
+        other.close()
+
+
 async def test_where_all_connections_are_at_work_a_new_one_is_told_so(
     new_site: NewSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
