@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,28 +16,33 @@ from qemukit import Lab, all_end, family, inside, links, pid_of, rules, started
 
 from conftest import Make
 from cuckoo_api.machinery import BackendUnavailable, MachineState, StateChange
+from cuckoo_api.testing.rig import watching
 from cuckoo_machinery_qemu.backend import QemuBackend
 
 AS_A_USER = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
 """Takes every right over the host away, and lets the files of the one who runs this be read."""
 
 
-async def until(backend: QemuBackend, label: str, state: MachineState) -> StateChange:
-    """The event that tells of a state."""
-    async with asyncio.timeout(20), contextlib.aclosing(backend.watch()) as changes:
-        async for change in changes:
-            if change.label == label and change.state is state:
-                return change
-    raise AssertionError("the stream of events has ended")
+@contextlib.asynccontextmanager
+async def told_of_the_end(backend: QemuBackend) -> AsyncIterator[list[StateChange]]:
+    """The next change of machine one, which runs, in a list: it comes because of the block."""
+    told: list[StateChange] = []
+    async with watching(backend) as changes, asyncio.timeout(20):
+        while await changes.get() != StateChange("one", MachineState.RUNNING):
+            pass
+        yield told
+        while (change := await changes.get()).label != "one":
+            pass
+        told.append(change)
 
 
 async def test_a_qemu_that_is_killed_is_told_of_with_the_reason(backend: QemuBackend) -> None:
     async with started(backend):
         with all_end(family(pid_of(backend))):
-            watching = asyncio.create_task(until(backend, "one", MachineState.ABORTED))
-            await asyncio.sleep(0)
-            os.kill(pid_of(backend), signal.SIGKILL)
-            change = await watching
+            async with told_of_the_end(backend) as told:
+                os.kill(pid_of(backend), signal.SIGKILL)
+    [change] = told
+    assert change.state is MachineState.ABORTED
     assert change.reason.startswith("QEMU ended with signal 9")
     assert await backend.state("one") is MachineState.ABORTED
     await backend.power_off("one")
@@ -46,10 +51,9 @@ async def test_a_qemu_that_is_killed_is_told_of_with_the_reason(backend: QemuBac
 
 @pytest.mark.parametrize("lab", ["user"], indirect=True)
 async def test_a_guest_that_shuts_itself_down_is_off_and_not_aborted(backend: QemuBackend) -> None:
-    async with started(backend) as agent:
-        watching = asyncio.create_task(until(backend, "one", MachineState.POWEROFF))
+    async with started(backend) as agent, told_of_the_end(backend) as told:
         await inside(agent, "(sync; echo o > /proc/sysrq-trigger) > /dev/null 2>&1 &")
-        assert (await watching).reason == ""
+    assert told == [StateChange("one", MachineState.POWEROFF)]
     assert await backend.state("one") is MachineState.POWEROFF
 
 

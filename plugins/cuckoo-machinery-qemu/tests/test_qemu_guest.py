@@ -31,6 +31,8 @@ from cuckoo_api.machinery import SnapshotNotFound
 from cuckoo_machinery_qemu.backend import QemuBackend
 
 BOOT_TIMEOUT = 60
+KINDS = {dpkt.ethernet.ETH_TYPE_IP, dpkt.ethernet.ETH_TYPE_ARP, dpkt.ethernet.ETH_TYPE_IP6}
+"""What a guest sends. Also what goes no further: that it looks for an IPv6 router."""
 
 POUR = f"""
 import hashlib
@@ -51,7 +53,7 @@ def tcp_packets(path: Path) -> list[tuple[dpkt.ip.IP, dpkt.tcp.TCP]]:
         for _, frame in reader:
             assert len(frame) <= 1514, "no wire carries such a frame"
             ethernet = dpkt.ethernet.Ethernet(frame)
-            assert ethernet.type in (dpkt.ethernet.ETH_TYPE_IP, dpkt.ethernet.ETH_TYPE_ARP)
+            assert ethernet.type in KINDS
             if isinstance(ethernet.data, dpkt.ip.IP):
                 assert ethernet.data.len <= len(frame) - 14
                 if isinstance(ethernet.data.data, dpkt.tcp.TCP):

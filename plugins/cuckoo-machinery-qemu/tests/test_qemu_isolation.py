@@ -39,7 +39,7 @@ BROADCAST = b"\xff" * 6
 @pytest.fixture
 def elsewhere(namespace: None) -> Iterator[str]:
     """A second network of a host that forwards packets; returns its interface."""
-    run("ip", "link", "add", "cktother", "type", "dummy")
+    run("ip", "link", "add", "cktother", "type", "bridge")
     run("ip", "address", "add", f"{ELSEWHERE}/24", "dev", "cktother")
     run("ip", "link", "set", "cktother", "up")
     run("ip", "neigh", "add", BEYOND, "lladdr", "02:00:00:00:00:07", "dev", "cktother")
