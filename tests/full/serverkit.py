@@ -19,11 +19,10 @@ from typing import Any, Self
 import aiohttp
 
 from cuckoo_api.fleet import load_plugins
-from cuckoo_api.guest.build import build_guest
 from cuckoo_api.settings import init_cwd
 from cuckoo_api.settings.init import with_value
+from cuckoo_api.testing.guestimage import guest_image
 
-CACHE = Path(os.environ.get("CUCKOO_TEST_CACHE") or Path.home() / ".cache/cuckoo-tests")
 START_TIMEOUT = 60
 STOP_TIMEOUT = 60
 ANALYSIS_TIMEOUT = 180
@@ -247,13 +246,10 @@ def new_cwd(cwd: Path, like: Path, **values: str) -> Path:
 def place_guest(cwd: Path) -> None:
     """Put the guest's image where ``guest build`` looks for it.
 
-    It is kept from run to run: whether it is still the right one its builder knows. In a namespace
-    of ours there is no way to Debian's packages, so it is built out here.
+    In a namespace of ours there is no way to Debian's packages, so it is built out here.
     """
-    CACHE.mkdir(parents=True, exist_ok=True)
-    asyncio.run(build_guest(CACHE / "guest", lambda text, _share: print(text)))
     (cwd / "guests").mkdir(parents=True)
-    (cwd / "guests" / "linux").symlink_to(CACHE / "guest")
+    (cwd / "guests" / "linux").symlink_to(guest_image().folder)
 
 
 def configure(cwd: Path, name: str, values: dict[str, str]) -> None:

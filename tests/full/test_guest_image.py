@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ import pytest
 
 from cuckoo_api.guest import GuestClient, GuestJob, Outcome, analyzer_zip
 from cuckoo_api.guest.analyzer import PAYLOAD
-from cuckoo_api.guest.build import GuestImage, build_guest
+from cuckoo_api.guest.image import GuestImage
 from cuckoo_api.model.task import Task
 from cuckoo_api.results import ResultServer, ResultSession
 from cuckoo_api.settings import ResultServerSection
+from cuckoo_api.testing.guestimage import guest_image
 
-CACHE = Path(os.environ.get("CUCKOO_TEST_CACHE") or Path.home() / ".cache/cuckoo-tests")
 BOOT_TIMEOUT = 60
 HOST = "10.0.2.2"
 """This host, as QEMU's user network shows it to the guest."""
@@ -74,9 +73,9 @@ async def booted(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
         await process.wait()
 
 
-@pytest.fixture
-async def image() -> GuestImage:
-    return await build_guest(CACHE / "guest", lambda text, share: print(share, text))
+@pytest.fixture(scope="session")
+def image() -> GuestImage:
+    return guest_image()
 
 
 @pytest.fixture
