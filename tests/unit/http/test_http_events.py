@@ -157,7 +157,7 @@ async def test_a_client_that_takes_nothing_is_dropped(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "STALLED", 0.05)
-    data = "x" * 100_000
+    data = "x" * 300_000
 
     async def flood(transaction: object) -> None:
         transaction._connection.executemany(  # type: ignore[attr-defined]
@@ -170,7 +170,8 @@ async def test_a_client_that_takes_nothing_is_dropped(
     streams = site.app[STREAMS]
     await until(lambda: streams._value < events.MAX_STREAMS)
     await until(lambda: streams._value == events.MAX_STREAMS)
-    assert not (await reader.read()).endswith(b"\r\n0\r\n\r\n")  # the end of a whole answer
+    # what the kernel has, and not what waited in the server
+    assert len(await reader.read()) < len(data) * 100
     writer.close()
     await writer.wait_closed()
 
