@@ -13,7 +13,9 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from cuckoo_api.http.keys import SWITCH
+from bell import Bell
+from cuckoo_api.analysis.scheduler import Scheduler
+from cuckoo_api.http.keys import SERVICE, SWITCH
 from cuckoo_api.machinery import Capability, MachineConfig
 from cuckoo_api.reporting import service as reporting
 from cuckoo_api.reporting.job import Request
@@ -27,7 +29,15 @@ from cuckoo_api.settings import (
     TimeoutsSection,
 )
 from cuckoo_api.store import Store
-from cuckoo_api.testing.fake import ALL, FakeGuest, FakeHypervisor, Script, fake_plugin, scripts
+from cuckoo_api.testing.fake import (
+    ALL,
+    FakeGuest,
+    FakeHypervisor,
+    GuestRun,
+    Script,
+    fake_plugin,
+    scripts,
+)
 
 TOKEN = "secret"
 PATIENCE = 10.0
@@ -35,6 +45,14 @@ PATIENCE = 10.0
 SAMPLE = b"#!/bin/sh\necho hello\n"
 REAL_WORKER = reporting._run
 """Runs the report's steps in a process of their own, as a server does."""
+
+
+class AudibleScheduler(Scheduler):
+    """Its bell tells when it is at rest."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._wanted = self.bell = Bell()
 
 
 class Writes:
@@ -63,6 +81,17 @@ async def report_here(
     for reply in await asyncio.to_thread(lambda: list(run_pipeline(request))):
         progress.took(reply)
     return None
+
+
+class Gate:
+    """A script that waits in the middle until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+
+    async def __call__(self, run: GuestRun) -> None:
+        await self.open.wait()
+        await scripts.normal(run)
 
 
 class Site:
@@ -190,7 +219,8 @@ class Site:
     async def submit(
         self, content: bytes = SAMPLE, name: str = "sample.sh", **fields: object
     ) -> int:
-        """Submit a file; its task."""
+        """Submit a file; its task. The first machine that is free and fits will have it."""
+        await self.at_rest()
         form = aiohttp.FormData({key: str(value) for key, value in fields.items()})
         form.add_field("file", content, filename=name)
         assert self._session is not None
@@ -230,6 +260,24 @@ class Site:
                     label in self.world.running() and self.guest(label).runs for label in labels
                 )
             )
+
+    async def at_rest(self) -> None:
+        """Until the scheduler has looked at all it was told of."""
+        assert self.app is not None
+        wakes = self.app[SERVICE]._on_submitted
+        scheduler = getattr(wakes, "__self__", None)
+        if isinstance(scheduler, AudibleScheduler):
+            async with asyncio.timeout(PATIENCE):
+                while not scheduler.bell.is_at_rest:
+                    await asyncio.sleep(0)
+
+    async def quarantined(self, *names: str) -> None:
+        """Until none of these machines may be used."""
+
+        async def barred() -> bool:
+            return all([(await self.machine(name))["quarantine"] for name in names])
+
+        await self._until(barred)
 
     async def free(self) -> None:
         """Until no machine is leased; then all of them must truly be off."""

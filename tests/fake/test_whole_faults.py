@@ -6,7 +6,7 @@ import errno
 import os
 
 import pytest
-from fakekit import Site
+from fakekit import Gate, Site
 
 from cuckoo_api.artefacts import AnalysisFolder, folder
 from cuckoo_api.artefacts.write import write_whole
@@ -19,9 +19,15 @@ async def test_an_agent_that_never_answers_is_another_machines_turn(site: Site) 
     site.configure("timeouts", agent=0.5)
     site.add("bad", absent=True)
     site.add("worse", silent=True)
-    site.add("good")
+    gate = Gate()
+    site.add("good", gate)
     await site.start()
-    task = await site.analyse()
+    await site.submit(machine="good")
+    await site.running("good")
+    task_id = await site.submit()
+    await site.quarantined("bad", "worse")
+    gate.open.set()
+    task = await site.until(task_id, "reported")
 
     assert task["machine"] == "good"
     for label, error in zip(("bad", "worse"), sorted(task["errors"]), strict=True):

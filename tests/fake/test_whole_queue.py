@@ -6,10 +6,10 @@ import asyncio
 from typing import NamedTuple
 
 import pytest
-from fakekit import Site
+from fakekit import Gate, Site
 
 from cuckoo_api.analysis import scheduler, system
-from cuckoo_api.testing.fake import GuestRun, scripts
+from cuckoo_api.testing.fake import scripts
 
 
 class Usage(NamedTuple):
@@ -18,17 +18,6 @@ class Usage(NamedTuple):
     total: int
     used: int
     free: int
-
-
-class Gate:
-    """A script that waits in the middle until the test lets it go on."""
-
-    def __init__(self) -> None:
-        self.open = asyncio.Event()
-
-    async def __call__(self, run: GuestRun) -> None:
-        await self.open.wait()
-        await scripts.normal(run)
 
 
 async def test_two_machines_work_side_by_side(site: Site) -> None:

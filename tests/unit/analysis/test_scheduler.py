@@ -7,10 +7,11 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
+from bell import Bell
 from cuckoo_api.analysis import scheduler as module
 from cuckoo_api.analysis.run import InfrastructureFault, Workshop
 from cuckoo_api.analysis.scheduler import Scheduler
@@ -61,18 +62,6 @@ class Machines:
         self.changed.clear()
 
 
-class Bell(asyncio.Event):
-    """An event that tells whether somebody waits for it."""
-
-    is_waited_for = False
-
-    async def wait(self) -> Literal[True]:
-        self.is_waited_for = True
-        await super().wait()
-        self.is_waited_for = False
-        return True
-
-
 @dataclass
 class Bench:
     """A scheduler whose analyses and reports the test plays itself."""
@@ -120,7 +109,7 @@ class Bench:
 
     async def at_rest(self) -> None:
         """Until the scheduler waits for something to happen."""
-        await self.until(lambda: self.bell.is_waited_for and not self.bell.is_set())
+        await self.until(lambda: self.bell.is_at_rest)
 
 
 @pytest.fixture
