@@ -76,7 +76,7 @@ def rate(server: Server, path: str, script: Path, *, seconds: int = SECONDS) -> 
     """Requests a second; every one was answered well."""
     done = subprocess.run(
         [
-            *("wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds}s", "-s", str(script)),
+            *("wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)),
             *("-H", f"Authorization: Bearer {server.token}"),
             *("-H", "Content-Type: multipart/form-data; boundary=b"),
             *(f"{server.url}{path}", "--", sys.executable, secrets.token_hex(8)),
