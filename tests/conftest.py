@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from cuckoo_api.fleet import registry
 from cuckoo_api.store import Store
 
 # here, before any test module of another folder imports them
@@ -20,6 +22,14 @@ def _plain_tracebacks() -> None:
     """structlog's own show the locals and take a second each."""
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _installed_plugins_are_looked_for_once() -> Iterator[None]:
+    """Every installed package is opened for it, which no test is about."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import structlog
 from fakekit import AudibleScheduler, Site, Writes, new_cwd, report_here
 
 from cuckoo_api.analysis import run
-from cuckoo_api.fleet import Deadlines, registry
+from cuckoo_api.fleet import Deadlines
 from cuckoo_api.guest import client
 from cuckoo_api.reporting import service as reporting
 from cuckoo_api.server import lifespan
@@ -50,7 +50,6 @@ async def site(
     monkeypatch.setattr(
         Deadlines, "of", lambda timeouts: Deadlines(start=timeouts.vm_state, first_reopen=0.02)
     )
-    monkeypatch.setattr(registry, "entry_points", lambda **_: ())  # no plugin but ours: a slow look
     monkeypatch.setattr(lifespan, "Scheduler", AudibleScheduler)
     monkeypatch.setattr(run, "EVENT_LAG", 0.1)
     monkeypatch.setattr(client, "STATUS_INTERVAL", 0.1)

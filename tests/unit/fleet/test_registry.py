@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from cuckoo_api.fleet import load_plugins
+from cuckoo_api.fleet import load_plugins, registry
 from cuckoo_api.machinery import MachineryPlugin
 from cuckoo_api.testing.fake import FakeHypervisor, fake_plugin
 
@@ -24,6 +25,7 @@ def cuckoo_register_machinery():
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Make an installed distribution of one module and its entry point."""
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "entry_points", entry_points)  # looked for anew
 
     def install(module: str, source: str) -> None:
         (tmp_path / f"{module}.py").write_text(source)
