@@ -98,7 +98,8 @@ class BridgeNetwork:
                 "ip", "link", "add", self._bridge, "address", _mac(self._bridge), "type", "bridge"
             )
             # before it is up: a guest is never to see an address by which it could reach the host
-            Path(f"/proc/sys/net/ipv6/conf/{self._bridge}/disable_ipv6").write_text("1")
+            switch = Path(f"/proc/sys/net/ipv6/conf/{self._bridge}/disable_ipv6")
+            await asyncio.to_thread(switch.write_text, "1")
             for gateway in sorted({m.gateway for m in self._machines}):
                 await _run("ip", "address", "add", f"{gateway}/24", "dev", self._bridge)
             await _run("ip", "link", "set", self._bridge, "up")
@@ -127,8 +128,11 @@ class BridgeNetwork:
     @contextlib.asynccontextmanager
     async def connect(self, spec: MachineSpec) -> AsyncIterator[tuple[str, list[int]]]:
         """QEMU's ``-netdev`` and the tap's descriptor, which QEMU inherits and we then close."""
-        tap = _open_tap(spec)
+        tap = _open_tun(spec)
+        # making and ending a tap waits for the kernel's one lock on all networks: in threads
+        attached = asyncio.create_task(asyncio.to_thread(_attach, tap, spec))
         try:
+            await asyncio.shield(attached)
             await _run(
                 "ip", "-batch", "-",
                 stdin=f"link set dev {spec.tap} master {self._bridge}\n"
@@ -137,7 +141,7 @@ class BridgeNetwork:
             )  # fmt: skip
             yield f"tap,id=net0,fd={tap},vhost=off", [tap]
         finally:
-            os.close(tap)
+            await asyncio.shield(asyncio.create_task(_close(tap, attached)))
 
 
 def _mac(bridge: str) -> str:
@@ -145,20 +149,29 @@ def _mac(bridge: str) -> str:
     return "02:" + hashlib.sha256(bridge.encode()).digest()[:5].hex(":")
 
 
-def _open_tap(spec: MachineSpec) -> int:
-    """A tap that goes when its last descriptor is closed. Raises BackendUnavailable."""
-    tap = -1
+def _open_tun(spec: MachineSpec) -> int:
+    """A descriptor that can become a tap. Raises BackendUnavailable."""
     try:
-        tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-        # no IFF_VNET_HDR: QEMU before 8.0 writes that header into its captures, and with offloads
-        # on they would hold segments that were never on a wire
-        flags = _IFF_TAP | _IFF_NO_PI
-        fcntl.ioctl(tap, _TUNSETIFF, struct.pack("16sH22x", spec.tap.encode(), flags))
+        return os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
-        if tap >= 0:
-            os.close(tap)
         raise BackendUnavailable(f"{spec.label}: no tap {spec.tap}: {exc}") from exc
-    return tap
+
+
+def _attach(tap: int, spec: MachineSpec) -> None:
+    """Make it the machine's tap, which goes when its last descriptor is closed."""
+    # no IFF_VNET_HDR: QEMU before 8.0 writes that header into its captures, and with offloads
+    # on they would hold segments that were never on a wire
+    request = struct.pack("16sH22x", spec.tap.encode(), _IFF_TAP | _IFF_NO_PI)
+    try:
+        fcntl.ioctl(tap, _TUNSETIFF, request)
+    except OSError as exc:
+        raise BackendUnavailable(f"{spec.label}: no tap {spec.tap}: {exc}") from exc
+
+
+async def _close(tap: int, attached: asyncio.Task[None]) -> None:
+    """Let go of a tap; not before it is made, else its number might be another file's by then."""
+    await asyncio.wait({attached})
+    await asyncio.to_thread(os.close, tap)
 
 
 async def _run(*command: str, stdin: str = "") -> None:

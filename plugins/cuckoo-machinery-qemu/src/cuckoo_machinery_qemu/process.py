@@ -64,7 +64,6 @@ class QemuProcess:
             )
         finally:
             os.close(moved)
-        pidfile.write_text(str(self._process.pid))
         self._end = asyncio.create_task(self._follow(), name=f"qemu-{self.label}")
         ours.setblocking(False)
         try:
@@ -73,6 +72,7 @@ class QemuProcess:
             await self.gone()  # its complaint is complete then
             raise BackendUnavailable(f"{exc}: {' '.join(self.stderr.split())}") from exc
         self.state = MachineState.PAUSED
+        await asyncio.to_thread(pidfile.write_text, str(self._process.pid))
 
     async def kill(self) -> None:
         """End the process now; returns once it is gone. Safe to call twice."""

@@ -7,6 +7,7 @@ ports on which a small relay, in the same namespace, passes connections on to un
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -48,18 +49,21 @@ class UserNetwork:
             )
         # a unix socket's path has 107 bytes at most: not below the working directory
         self._folder = Path(tempfile.mkdtemp(prefix="cuckoo-"))
-        self._folder.chmod(0o711)
+        await asyncio.to_thread(self._furnish, self._folder)
+
+    def _furnish(self, folder: Path) -> None:
+        folder.chmod(0o711)
         for spec in self._machines:
-            own = self._folder / str(spec.index)
+            own = folder / str(spec.index)
             own.mkdir(mode=0o700)
             if os.geteuid() == 0:
                 os.chown(own, self._uid_base + spec.index, self._uid_base + spec.index)
 
     async def close(self) -> None:
         """Remove the sockets. Raises nothing."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def guest_addresses(self, spec: MachineSpec) -> tuple[str, str]:
         """The configured ones, as on a bridge: QEMU's user-mode network takes any."""
