@@ -40,6 +40,7 @@ async def test_the_phases_of_an_analysis_are_timed_and_its_results_counted(site:
 async def test_a_phase_that_failed_is_not_timed(site: Site) -> None:
     site.add("one", silent=True)
     site.configure("cuckoo", max_attempts=1)
+    site.configure("timeouts", agent=0.2)
     await site.start()
     await site.until(await site.submit(), "failed_analysis")
     await site.free()

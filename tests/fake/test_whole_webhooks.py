@@ -68,6 +68,7 @@ async def test_a_task_that_no_machine_could_run_is_told_too(site: Site) -> None:
 
     site.configure("webhooks", allow_private=True)
     site.configure("cuckoo", max_attempts=1)
+    site.configure("timeouts", agent=0.2)
     site.add("one", silent=True)
     await site.start()
     async with receiver(look) as (url, told), asyncio.timeout(PATIENCE):
