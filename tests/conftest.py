@@ -6,12 +6,15 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
 from cuckoo_api.fleet import registry
 from cuckoo_api.store import Store
+from cuckoo_api.store.connection import Database
+from waiting import News
 
 # here, before any test module of another folder imports them
 pytest.register_assert_rewrite("cuckoo_api.testing.conformance", "cuckoo_api.testing.rig")
@@ -57,3 +60,18 @@ def _logging_is_put_back() -> Iterator[None]:
         made = vars(module).get("log")
         if isinstance(made, structlog._config.BoundLoggerLazyProxy):
             vars(made).pop("bind", None)  # what it keeps once it was used
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> News:
+    """What the stores of this process write."""
+    news, write = News(), Database.write
+
+    async def told(database: Database, operation: Any) -> Any:
+        try:
+            return await write(database, operation)
+        finally:
+            news.one_more()
+
+    monkeypatch.setattr(Database, "write", told)
+    return news

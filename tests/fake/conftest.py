@@ -3,19 +3,18 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import structlog
-from fakekit import AudibleScheduler, Site, Writes, new_cwd, report_here
+from fakekit import AudibleScheduler, Site, new_cwd, report_here
 
 from cuckoo_api.analysis import run
 from cuckoo_api.fleet import Deadlines
 from cuckoo_api.guest import client
 from cuckoo_api.reporting import service as reporting
 from cuckoo_api.server import lifespan
-from cuckoo_api.store.connection import Database
 from cuckoo_api.testing.fake import FakeHypervisor
+from waiting import News
 
 
 @pytest.fixture(autouse=True)
@@ -28,23 +27,8 @@ def _only_errors_are_logged() -> Iterator[None]:
 
 
 @pytest.fixture
-def writes(monkeypatch: pytest.MonkeyPatch) -> Writes:
-    """What the stores of this process write."""
-    writes, write = Writes(), Database.write
-
-    async def told(database: Database, operation: Any) -> Any:
-        try:
-            return await write(database, operation)
-        finally:
-            writes.one_more()
-
-    monkeypatch.setattr(Database, "write", told)
-    return writes
-
-
-@pytest.fixture
 async def site(
-    tmp_path: Path, empty_database: Path, writes: Writes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, empty_database: Path, writes: News, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Site]:
     """A place for a server; at the end nothing may be left of it."""
     monkeypatch.setattr(

@@ -13,7 +13,6 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from bell import Bell
 from cuckoo_api.analysis.scheduler import Scheduler
 from cuckoo_api.http.keys import SERVICE, SWITCH
 from cuckoo_api.machinery import Capability, MachineConfig
@@ -38,10 +37,9 @@ from cuckoo_api.testing.fake import (
     fake_plugin,
     scripts,
 )
+from waiting import PATIENCE, Bell, News
 
 TOKEN = "secret"
-PATIENCE = 10.0
-"""Seconds after which a test gives up; nothing here takes one."""
 SAMPLE = b"#!/bin/sh\necho hello\n"
 REAL_WORKER = reporting._run
 """Runs the report's steps in a process of their own, as a server does."""
@@ -53,25 +51,6 @@ class AudibleScheduler(Scheduler):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._wanted = self.bell = Bell()
-
-
-class Writes:
-    """Counts what the stores of this process have committed: tests wait for that, not for time."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._news = asyncio.Event()
-
-    def one_more(self) -> None:
-        """Something was written."""
-        self.count += 1
-        self._news.set()
-
-    async def after(self, seen: int) -> None:
-        """Return once there are more than ``seen``."""
-        while self.count <= seen:
-            self._news.clear()
-            await self._news.wait()
 
 
 async def report_here(
@@ -97,7 +76,7 @@ class Gate:
 class Site:
     """A working directory, a hypervisor, and the server between them while it is started."""
 
-    def __init__(self, cwd: Path, world: FakeHypervisor, writes: Writes) -> None:
+    def __init__(self, cwd: Path, world: FakeHypervisor, writes: News) -> None:
         self.world = world
         self.writes = writes
         self.capabilities: Capability = ALL
@@ -267,9 +246,7 @@ class Site:
         wakes = self.app[SERVICE]._on_submitted
         scheduler = getattr(wakes, "__self__", None)
         if isinstance(scheduler, AudibleScheduler):
-            async with asyncio.timeout(PATIENCE):
-                while not scheduler.bell.is_at_rest:
-                    await asyncio.sleep(0)
+            await scheduler.bell.at_rest()
 
     async def quarantined(self, *names: str) -> None:
         """Until none of these machines may be used."""
@@ -289,14 +266,8 @@ class Site:
         assert self.world.running() == []
 
     async def _until(self, there: Callable[[], Any]) -> Any:
-        found = None
         try:
-            async with asyncio.timeout(PATIENCE):
-                while True:
-                    seen = self.writes.count
-                    if found := await there():
-                        return found
-                    await self.writes.after(seen)
+            return await self.writes.until(there)
         except TimeoutError:
             raise AssertionError((await self.get("/tasks/list"))["tasks"]) from None
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from fakekit import PATIENCE, Site, Writes, report_here
+from fakekit import Site, report_here
 
 from cuckoo_api.reporting import service as reporting
 from cuckoo_api.store.connection import Database
 from cuckoo_api.testing.fake import FakeHypervisor, GuestRun
+from waiting import PATIENCE, News
 
 IN_THE_GUEST = -1
 """The step at which the sample runs."""
@@ -67,7 +68,7 @@ def _live(cwd: Path, step: int, pipe: Connection) -> None:
 
 async def _serve(cwd: Path, pipe: Connection, *, in_the_guest: bool) -> None:
     async with asyncio.timeout(PATIENCE), FakeHypervisor() as world:
-        site = Site(cwd, world, Writes())
+        site = Site(cwd, world, News())
         site.add("one")
         if in_the_guest:
             site.guest("one").script = _fatal

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from bell import Bell
 from cuckoo_api.analysis import scheduler as module
 from cuckoo_api.analysis.run import InfrastructureFault, Workshop
 from cuckoo_api.analysis.scheduler import Scheduler
@@ -21,6 +20,7 @@ from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import NewTask, Status, Task
 from cuckoo_api.settings import CuckooSection, Settings
 from cuckoo_api.store import Store
+from waiting import Bell, News
 
 
 @dataclass
@@ -70,6 +70,8 @@ class Bench:
     machines: Machines
     settings: Settings
     artefacts: Artefacts
+    news: News
+    """Whatever is written to the store, or done here."""
     log: list[str] = field(default_factory=list)
     """What was done, in order: ``run 3 on one``, ``report 3``."""
     analyse: Callable[[Lease], Any] | None = None
@@ -77,9 +79,13 @@ class Bench:
     scheduler: Scheduler | None = None
     bell: Bell = field(default_factory=Bell)
 
+    def note(self, line: str) -> None:
+        self.log.append(line)
+        self.news.one_more()
+
     def open(self) -> Scheduler:
         async def analyse(_workshop: Workshop, lease: Lease) -> list[str]:
-            self.log.append(f"run {lease.task.id} on {lease.machine.name}")
+            self.note(f"run {lease.task.id} on {lease.machine.name}")
             return [] if self.analyse is None else await self.analyse(lease)
 
         workshop = Workshop(self.settings, self.store, self.artefacts, None, None)  # type: ignore[arg-type]
@@ -98,23 +104,22 @@ class Bench:
         return task.status
 
     async def until(self, happened: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
-            while not happened():
-                await asyncio.sleep(0)
+        await self.news.until(happened)
 
     async def until_status(self, task_id: int, status: Status) -> None:
-        async with asyncio.timeout(5):
-            while await self.status(task_id) != status:
-                pass
+        async def there() -> bool:
+            return await self.status(task_id) == status
+
+        await self.news.until(there)
 
     async def at_rest(self) -> None:
         """Until the scheduler waits for something to happen."""
-        await self.until(lambda: self.bell.is_at_rest)
+        await self.bell.at_rest()
 
 
 @pytest.fixture
 async def bench(
-    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, empty_database: Path, writes: News, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bench]:
     shutil.copy(empty_database, tmp_path / "cuckoo.db")
     store = await Store.open(f"sqlite:///{tmp_path / 'cuckoo.db'}")
@@ -130,10 +135,10 @@ async def bench(
     artefacts = Artefacts(tmp_path / "storage")
     await artefacts.open()
     settings = Settings(cwd=tmp_path, cuckoo=CuckooSection(freespace=0))
-    bench = Bench(store, Machines(store, rows[:1]), settings, artefacts)
+    bench = Bench(store, Machines(store, rows[:1]), settings, artefacts, writes)
 
     async def make_report(_folder: Path, task: Task, *_: object) -> list[str]:
-        bench.log.append(f"report {task.id}")
+        bench.note(f"report {task.id}")
         return [] if bench.report is None else await bench.report(task.id)
 
     monkeypatch.setattr(module, "make_report", make_report)
