@@ -17,6 +17,8 @@ from cuckoo_api.model.errors import BadInput
 from cuckoo_api.server import app
 from cuckoo_api.testing.fake import Failing, scripts
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = {"submit": module.submit, "machines": module.show_machines}
 
 

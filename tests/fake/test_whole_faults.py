@@ -14,6 +14,8 @@ from cuckoo_api.machinery import BackendUnavailable, MachineryError
 from cuckoo_api.reporting import service as reporting
 from cuckoo_api.testing.fake import Dies, Failing, GuestRun, Never, scripts
 
+pytestmark = pytest.mark.slow
+
 
 async def test_an_agent_that_never_answers_is_another_machines_turn(site: Site) -> None:
     site.configure("timeouts", agent=0.5)

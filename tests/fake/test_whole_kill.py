@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from fakekit import Site
 from mortal import IN_THE_GUEST, one_life
+
+pytestmark = pytest.mark.slow
 
 STEPS = (7, 11, 15, 25, 27, 28)
 """After a claim, in the middle of a recovery, with the guest started, with it stopped, with the

@@ -15,6 +15,8 @@ from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.model.task import NewTask, Status
 from cuckoo_api.testing.fake import Failing, Never, scripts
 
+pytestmark = pytest.mark.slow
+
 
 async def test_a_stop_puts_the_running_task_back_and_switches_the_machine_off(site: Site) -> None:
     site.add("one", scripts.hangs)

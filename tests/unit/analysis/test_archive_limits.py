@@ -21,6 +21,8 @@ from cuckoo_api.analysis.holding import Holding
 from cuckoo_api.artefacts import Artefacts
 from cuckoo_api.settings import ArchivesSection
 
+pytestmark = pytest.mark.slow
+
 MAX_UPLOAD = 64 << 20
 SMALL = zipped({"x": b"x"})
 """An archive for workers that do not look at it."""

@@ -11,6 +11,8 @@ import pytest
 from cuckoo_api.analysis import doorbell
 from cuckoo_api.analysis.doorbell import Doorbell
 
+pytestmark = pytest.mark.slow
+
 Heard = asyncio.Event
 Enter = Callable[..., Awaitable[tuple[Doorbell, Heard]]]
 

@@ -16,6 +16,8 @@ import ssdeep
 from cuckoo_api.artefacts import Artefacts, upload
 from cuckoo_api.model.sample import NewSample
 
+pytestmark = pytest.mark.slow
+
 ELF = Path("/bin/true").read_bytes()
 
 

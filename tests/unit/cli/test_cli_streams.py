@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_a_command_prints_its_answer_and_no_log(tmp_path: Path) -> None:
     cwd = tmp_path / "cwd"

@@ -13,6 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+pytestmark = pytest.mark.slow
+
 CONTROLLER = "127.0.0.2"
 """Another address of this host, so that the agent's own is a stranger's once it is pinned."""
 

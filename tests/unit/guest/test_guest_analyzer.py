@@ -15,6 +15,8 @@ from cuckoo_api.guest import GuestClient, GuestJob, Outcome, analyzer_zip
 from cuckoo_api.guest.analyzer import PAYLOAD
 from cuckoo_api.model.task import Task
 
+pytestmark = pytest.mark.slow
+
 
 class Guest:
     """This host as a guest; ``run`` makes one analysis."""

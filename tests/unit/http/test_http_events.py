@@ -13,6 +13,8 @@ from cuckoo_api.http.keys import STREAMS
 from cuckoo_api.model.task import Status
 from cuckoo_api.server import app
 
+pytestmark = pytest.mark.slow
+
 URL = {"url": "http://example.com/"}
 
 

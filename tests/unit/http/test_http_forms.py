@@ -11,6 +11,8 @@ from httpkit import BOUNDARY, FORM, HELLO, NewSite, Site, form, part, post, unti
 from cuckoo_api.artefacts.upload import BLOCK
 from cuckoo_api.http.forms import MAX_FIELD_BYTES, MAX_FIELDS, MAX_FILES
 
+pytestmark = pytest.mark.slow
+
 FILE = "/tasks/create/file"
 URL = "/tasks/create/url"
 GOOD = part("file", b"hello", filename="h.txt")

@@ -16,10 +16,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from httpkit import FORM, NewSite, Reply, Site, form, machine, part
 
 from cuckoo_api.http.keys import SWITCH
 from cuckoo_api.model.task import NewTask
+
+pytestmark = pytest.mark.slow
 
 RECORDS = Path(__file__).with_name("golden") / "records.jsonl"
 DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")

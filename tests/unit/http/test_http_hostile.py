@@ -13,6 +13,8 @@ from httpkit import FORM, HELLO, NewSite, Reply, Site, form, get, part, post, re
 
 from cuckoo_api.http import protocol
 
+pytestmark = pytest.mark.slow
+
 FILE = "/tasks/create/file"
 URL = "/tasks/create/url"
 URLENCODED = "Content-Type: application/x-www-form-urlencoded"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+import pytest
 from httpkit import HELLO, Reply, Site, get, read_reply
 
 from cuckoo_api.http.routes import ROUTES
 from cuckoo_api.settings import Rights
+
+pytestmark = pytest.mark.slow
 
 AT_ONCE = 100
 """Requests that one connection carries before the first answer is read."""

@@ -14,6 +14,8 @@ from archivekit import EXE, aes_zipped, written, zipped
 from cuckoo_api.settings import ArchivesSection, VirusTotalSection
 from virustotalkit import KEY, StandIn
 
+pytestmark = pytest.mark.slow
+
 SUBMIT = "/tasks/create/submit"
 NOTHING = "No files or strings have been given!"
 

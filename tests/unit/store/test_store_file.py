@@ -25,6 +25,8 @@ from cuckoo_api.store import Store, TaskFilter, database
 from cuckoo_api.store.schema import HEAD, metadata
 from cuckoo_api.store.triggers import TRIGGERS
 
+pytestmark = pytest.mark.slow
+
 MIGRATIONS = Path(database.__file__).parent / "migrations"
 
 
