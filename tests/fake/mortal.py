@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,13 @@ def one_life(cwd: Path, step: int) -> list[int]:
 
     A step is whatever lasts: a write that was committed, an order to the hypervisor.
     """
+    with tempfile.TemporaryDirectory(prefix="fake-") as temporary:  # it cannot clear up itself
+        return _one_life(cwd, step, temporary)
+
+
+def _one_life(cwd: Path, step: int, temporary: str) -> list[int]:
     ours, theirs = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_live, args=(cwd, step, theirs))
+    process = _CONTEXT.Process(target=_live, args=(cwd, step, temporary, theirs))
     process.start()
     theirs.close()
     answered: list[int] = []
@@ -50,7 +56,8 @@ def one_life(cwd: Path, step: int) -> list[int]:
     return answered
 
 
-def _live(cwd: Path, step: int, pipe: Connection) -> None:
+def _live(cwd: Path, step: int, temporary: str, pipe: Connection) -> None:
+    tempfile.tempdir = temporary
     left = step
 
     def count() -> None:
