@@ -202,7 +202,8 @@ async def test_a_start_that_comes_true_later_is_put_down(site, until) -> None:
 async def test_without_events_such_a_machine_waits_a_while(site, until) -> None:
     site.capabilities = UNWATCHED
     site.world.behave("restore_and_start", Never(zombie=True))
-    site.deadlines = replace(site.deadlines, start=0.02)
+    # long enough for the row to be looked at before the machine comes back
+    site.deadlines = replace(site.deadlines, start=0.02, first_retry=0.5)
     async with site.fleet() as fleet:
         lease = await site.lease(fleet)
         with pytest.raises(OperationTimedOut):

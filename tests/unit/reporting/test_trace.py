@@ -75,6 +75,21 @@ def strace(folder: Path, trace_file: Path, script: str) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ['"./tool", ["./tool"]', '"/bin/sh", ["sh", "tool"]'])
+def test_a_child_that_is_faster_than_the_news_of_it(parse: Parse, command: str) -> None:
+    section = parse(
+        line(100, 'chdir("/work") = 0', 1)
+        + line(100, 'openat(AT_FDCWD</work>, "tool", O_WRONLY|O_CREAT, 0755) = 3</work/tool>', 2)
+        + line(100, "clone(child_stack=NULL, flags=CLONE_CHILD_SETTID|SIGCHLD <unfinished ...>", 3)
+        + line(101, f"execve({command}, 0x1 /* 3 vars */) = 0", 4)
+        + line(100, "<... clone resumed>, child_tidptr=0x7f) = 101", 5)
+    )
+    assert section["summary"]["dropped_executed"] == ["/work/tool"]
+    [root] = section["processtree"]
+    [child] = root["children"]
+    assert child["process_path"] in ("/work/tool", "/bin/sh")
+
+
 def test_a_real_trace_of_a_real_script(parse: Parse, tmp_path: Path) -> None:
     work = tmp_path / "guest"
     work.mkdir()

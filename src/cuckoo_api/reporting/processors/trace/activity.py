@@ -42,6 +42,8 @@ class Process:
     path: str = ""
     command_line: str = ""
     cwd: str = ""
+    unplaced: list[str] | None = None
+    """The words of a command that ran before it was known in which folder."""
     exit_code: int | None = None
     """None while it runs; minus the signal's number for one that was killed."""
     room: int = MAX_PROCESS_CALLS
@@ -75,18 +77,22 @@ class Activity:
             process = self._create(tid, float(seen))
         return process
 
-    def forked(self, parent: Process, pid: int, seen: float) -> None:
-        """``parent`` made a process. Its own lines may have come earlier in the trace."""
+    def forked(self, parent: Process, pid: int, seen: float) -> Process | None:
+        """``parent`` made this process. Its own lines may have come earlier in the trace.
+
+        None where no true trace could say so.
+        """
         child = self._threads.get(pid) or self._orphans.pop(pid, None)
         if child is None:
             child = self._create(pid, seen)
         if child.parent is not None or child.number <= parent.number or not parent.number:
-            return  # no true trace says that; without this a forged one could make a circle
+            return None  # without this a forged one could make a circle
         child.parent, child.ppid = parent, parent.pid
         if not child.command_line:
             child.name, child.path = parent.name, parent.path
             child.command_line = parent.command_line
         child.cwd = child.cwd or parent.cwd
+        return child
 
     def thread(self, process: Process, tid: int) -> None:
         """``process`` made a thread."""

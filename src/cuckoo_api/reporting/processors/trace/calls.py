@@ -168,6 +168,10 @@ class Interpreter:
         process.path = clip(path, MAX_TEXT)
         process.command_line = line
         self._activity.add(process, "command_line", line)
+        process.unplaced = None if process.cwd else words
+        self._ran(process, path, words)
+
+    def _ran(self, process: Process, path: str, words: list[str]) -> None:
         for program in (path, self._script(process, words)):
             if self._activity.knows("file_written", program):
                 self._activity.add(process, "dropped_executed", program)
@@ -190,7 +194,13 @@ class Interpreter:
         if b"CLONE_THREAD" in call.arguments:
             self._activity.thread(call.process, pid)
         else:
-            self._activity.forked(call.process, pid, call.seen)
+            child = self._activity.forked(call.process, pid, call.seen)
+            if child is not None and child.unplaced is not None:
+                # it was faster than the news of it: only now it is known what "./x" was
+                words, child.unplaced = child.unplaced, None
+                path = posixpath.normpath(posixpath.join(child.cwd or "/", child.path))
+                child.path = clip(path, MAX_TEXT)
+                self._ran(child, path, words)
 
     def _connect(self, call: Call) -> None:
         match = _INET.search(call.arguments)
