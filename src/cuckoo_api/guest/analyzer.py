@@ -52,9 +52,14 @@ def _folder(platform: str, cwd: Path) -> Path:
 
 
 def _walk(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if "__pycache__" not in path.parts)
-    files = (path for path in found if path.is_file() and not path.is_symlink())
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    files = (path for path in found if not is_left_behind(path.relative_to(folder)))
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def is_left_behind(name: Path) -> bool:
+    """Whether a tool of ours wrote it (``__pycache__``, ``.ruff_cache``): no part of a guest."""
+    return any(part.startswith((".", "__pycache__")) for part in name.parts)
 
 
 def _write(target: Path, files: list[tuple[str, bytes]]) -> None:

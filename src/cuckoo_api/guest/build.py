@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from cuckoo_api.guest import rootfs
-from cuckoo_api.guest.analyzer import PAYLOAD
+from cuckoo_api.guest.analyzer import PAYLOAD, is_left_behind
 from cuckoo_api.guest.errors import GuestError
 from cuckoo_api.guest.image import GuestImage, initrd, module_order, read_image
 
@@ -264,8 +264,9 @@ def _recipe() -> str:
     here = Path(__file__).parent
     sources = [here / name for name in ("build.py", "image.py", "rootfs.py")]
     for path in [*sources, *sorted(PAYLOAD.rglob("*"))]:
-        if path.is_file() and "__pycache__" not in path.parts and "demo" not in path.parts:
-            digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
+        name = path.relative_to(here)
+        if path.is_file() and not is_left_behind(name) and "demo" not in name.parts:
+            digest.update(name.as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -164,5 +164,5 @@ def _start_up(root: Path) -> None:
     shutil.copytree(
         PAYLOAD / "analyzers/linux",
         agent / "analyzer",
-        ignore=shutil.ignore_patterns("__pycache__"),
+        ignore=shutil.ignore_patterns("__pycache__", ".*"),
     )

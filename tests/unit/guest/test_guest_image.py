@@ -5,12 +5,13 @@ from __future__ import annotations
 import lzma
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from cuckoo_api.guest import build, rootfs
+from cuckoo_api.guest import analyzer_zip, build, rootfs
 from cuckoo_api.guest.image import Entry, GuestImage, cpio, initrd, module_order, read_image
 
 
@@ -147,3 +148,12 @@ async def test_host_without_a_tool_is_told_what_to_install(
 )
 def test_failures_show_the_last_words(command: list[str], output: str, text: str) -> None:
     assert text in build._explain(command, output)
+
+
+def test_what_tools_leave_behind_is_no_part_of_a_guest(tmp_path: Path) -> None:
+    own = tmp_path / "analyzer" / "linux"
+    for name in ("analyzer.py", ".ruff_cache/0/x", "lib/__pycache__/a.pyc", "lib/a.py"):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_bytes(b"")
+    with zipfile.ZipFile(analyzer_zip("linux", tmp_path, tmp_path / "cache")) as archive:
+        assert archive.namelist() == ["analyzer.py", "lib/a.py"]
