@@ -168,6 +168,14 @@ async def test_it_finds_a_blocked_event_loop(world: FakeHypervisor, tmp_path: Pa
             await backend.state("one")
 
 
+async def test_it_finds_an_event_loop_that_computes() -> None:
+    with pytest.raises(AssertionError, match="the event loop stood still"):
+        async with event_loop_watched(0.05):
+            end = time.process_time() + 0.1
+            while time.process_time() < end:
+                pass
+
+
 async def test_what_a_rig_lacks_has_to_be_explained(world: FakeHypervisor, tmp_path: Path) -> None:
     rig = replace(make_rig(world, tmp_path, ALL), kill_machine=None, labels=("one",))
     backend = rig.make()
