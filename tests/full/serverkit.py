@@ -249,7 +249,7 @@ def place_guest(cwd: Path) -> None:
     In a namespace of ours there is no way to Debian's packages, so it is built out here.
     """
     (cwd / "guests").mkdir(parents=True)
-    (cwd / "guests" / "linux").symlink_to(guest_image().folder)
+    guest_image(cwd / "guests" / "linux")
 
 
 def configure(cwd: Path, name: str, values: dict[str, str]) -> None:

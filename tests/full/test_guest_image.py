@@ -74,8 +74,8 @@ async def booted(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
 
 
 @pytest.fixture(scope="session")
-def image() -> GuestImage:
-    return guest_image()
+def image(tmp_path_factory: pytest.TempPathFactory) -> GuestImage:
+    return guest_image(tmp_path_factory.mktemp("guest") / "image")
 
 
 @pytest.fixture

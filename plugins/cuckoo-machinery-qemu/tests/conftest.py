@@ -24,8 +24,8 @@ _CLONE_NEWNET = 0x40000000
 
 
 @pytest.fixture(scope="session")
-def image() -> GuestImage:
-    return guest_image()
+def image(tmp_path_factory: pytest.TempPathFactory) -> GuestImage:
+    return guest_image(tmp_path_factory.mktemp("guest") / "image")
 
 
 @pytest.fixture(scope="session")

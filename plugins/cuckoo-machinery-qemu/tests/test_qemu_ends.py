@@ -107,7 +107,7 @@ async def test_a_server_that_is_killed_leaves_no_machine_and_the_next_one_cleans
     lab: Lab, make: Make, tmp_path: Path
 ) -> None:
     before = links()
-    state_dir = lab.state_dir(tmp_path / "killed")
+    state_dir = tmp_path / "state"  # the same as that of the next one
     with server(lab, state_dir) as process:
         below = family(process.pid)[1:]
         names = {Path(f"/proc/{pid}/exe").readlink().name for pid in below}
@@ -116,12 +116,15 @@ async def test_a_server_that_is_killed_leaves_no_machine_and_the_next_one_cleans
         with all_end(below):
             process.kill()
     # a tap goes with its QEMU; the bridge and its rules stand, and shut everything
-    assert {link for link in links() - before if link != "cktbr"} == set()
-    assert (state_dir / "one/run").exists()
-    (state_dir / "one/run").rename(tmp_path / "state/one/run")
+    assert links() - before == ({"cktbr"} if lab.network == "bridge" else set())
+    sockets = [path.readlink() for path in state_dir.glob(".sockets")]
+    assert len(sockets) == (lab.network == "user")
+    left = [state_dir / "one/run", *sockets]
+    assert all(path.exists() for path in left)
     backend = await make()
-    assert not (tmp_path / "state/one/run").exists()
+    assert not any(path.exists() for path in left)
     await backend.close()
+    assert list(state_dir.glob(".sockets")) == []
     assert links() == before
     assert rules() == ""
 

@@ -112,7 +112,10 @@ class QemuBackend(MachineryBackend):
                 log.warning("qemu.no_bridge", error=str(exc), hint="using network = user")
             else:
                 return bridge
-        user = UserNetwork(specs, self.config.services, int(self.config.options["uid_base"]))
+        uid_base = int(self.config.options["uid_base"])
+        # a name that no machine's folder can have
+        note = self.config.state_dir / ".sockets"
+        user = UserNetwork(specs, self.config.services, uid_base, note)
         await user.open()
         return user
 

@@ -30,11 +30,17 @@ class UserNetwork:
     kind = "user"
 
     def __init__(
-        self, machines: Sequence[MachineSpec], services: Sequence[Service], uid_base: int
+        self,
+        machines: Sequence[MachineSpec],
+        services: Sequence[Service],
+        uid_base: int,
+        note: Path,
     ) -> None:
+        """``note`` is where it is kept which folder is ours, for the one who comes after us."""
         self._machines = machines
         self._services = services
         self._uid_base = uid_base
+        self._note = note
         self._folder: Path | None = None
 
     async def open(self) -> None:
@@ -47,11 +53,13 @@ class UserNetwork:
                 "user namespaces are shut on this host: run the server as root, or as root run "
                 "'sysctl kernel.unprivileged_userns_clone=1'"
             )
+        await asyncio.to_thread(self._remove)
         # a unix socket's path has 107 bytes at most: not below the working directory
         self._folder = Path(tempfile.mkdtemp(prefix="cuckoo-"))
         await asyncio.to_thread(self._furnish, self._folder)
 
     def _furnish(self, folder: Path) -> None:
+        self._note.symlink_to(folder)
         folder.chmod(0o711)
         for spec in self._machines:
             own = folder / str(spec.index)
@@ -63,7 +71,13 @@ class UserNetwork:
         """Remove the sockets. Raises nothing."""
         folder, self._folder = self._folder, None
         if folder is not None:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(self._remove)
+
+    def _remove(self) -> None:
+        """Remove the folder that is noted, ours or that of a process which was killed."""
+        if self._note.is_symlink():
+            shutil.rmtree(self._note.readlink(), ignore_errors=True)
+            self._note.unlink()
 
     def guest_addresses(self, spec: MachineSpec) -> tuple[str, str]:
         """The configured ones, as on a bridge: QEMU's user-mode network takes any."""
