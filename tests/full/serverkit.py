@@ -62,6 +62,12 @@ class Namespace:
         shown = json.loads(run(*self.inside("ip", "-json", "link")))
         return {link["ifname"] for link in shown if link.get("link_type") != "loopback"} - _DEFAULT
 
+    async def without(self, prefix: str, seconds: float = 10) -> None:
+        """Until no interface of such a name is left: the kernel takes them down by and by."""
+        async with asyncio.timeout(seconds):
+            while any(link.startswith(prefix) for link in self.links()):
+                await asyncio.sleep(0.02)
+
     def rules(self) -> str:
         """The firewall as it is in here."""
         return run(*self.inside("nft", "list", "ruleset"))

@@ -35,7 +35,7 @@ async def test_kill_9_of_the_server_at_20_random_instants(new_site: NewSite) -> 
         await asyncio.sleep(instants.uniform(0, 5))
         await site.kill()
         await site.namespace.empty()
-        assert not {link for link in site.namespace.links() if link.startswith("ck")}
+        await site.namespace.without("ck")  # the machines' taps
     await site.start()
     for task_id in tasks:
         assert (await site.until(task_id, *DONE))["status"] == "reported"
@@ -73,7 +73,7 @@ async def test_a_guest_that_never_answers_is_put_aside(new_site: NewSite) -> Non
     task_id = await site.submit(SHORT, "short.sh", timeout=20)
     task = await site.until(task_id, *DONE)
     assert task["status"] == "reported"
-    assert task["guest"]["name"] == "cuckoo1"
+    assert task["guest"]["name"] in ("cuckoo1", "cuckoo2")
     mute_now = (await site.get("/machines/view/mute"))["machine"]
     assert "did not answer within 5 s" in mute_now["quarantine"]
     assert any("did not answer within 5 s" in error for error in task["errors"])

@@ -84,8 +84,21 @@ async def guest(image: GuestImage, tmp_path: Path) -> AsyncIterator[Guest]:
         yield guest
 
 
+@dataclass
+class Results:
+    """Where the guest's results arrive."""
+
+    session: ResultSession
+    folder: Path
+    port: int
+
+    @property
+    def errors(self) -> list[str]:
+        return self.session.errors
+
+
 @pytest.fixture
-async def results(tmp_path: Path) -> AsyncIterator[ResultSession]:
+async def results(tmp_path: Path) -> AsyncIterator[Results]:
     folder = tmp_path / "analysis"
     for name in ("files", "logs", "shots"):
         (folder / name).mkdir(parents=True)
@@ -93,14 +106,13 @@ async def results(tmp_path: Path) -> AsyncIterator[ResultSession]:
     await server.open([("127.0.0.1", 0)])
     try:
         async with server.session(1, folder, ip="127.0.0.1") as session:
-            session.port = server.ports[0]  # type: ignore[attr-defined]  # for the job
-            yield session
+            yield Results(session, folder, server.ports[0])
     finally:
         await server.close()
 
 
 async def analyse(
-    guest: Guest, results: ResultSession, sample: Path | None, task: Task, timeout: int
+    guest: Guest, results: Results, sample: Path | None, task: Task, timeout: int
 ) -> Outcome:
     archive = await asyncio.to_thread(
         analyzer_zip, "linux", results.folder, results.folder.parent / "cache"
@@ -110,7 +122,7 @@ async def analyse(
         sample=sample,
         analyzer=archive,
         resultserver_ip=HOST,
-        resultserver_port=results.port,  # type: ignore[attr-defined]  # set by the fixture
+        resultserver_port=results.port,
         timeout=timeout,
     )
     async with GuestClient(guest.agent) as client:
@@ -118,7 +130,7 @@ async def analyse(
         assert info.analyzer is not None
         assert info.analyzer.digest in archive.name
         await client.start(job)
-        return await client.wait(timeout + 60, results.log_closed)
+        return await client.wait(timeout + 60, results.session.log_closed)
 
 
 def task_of(**changes: object) -> Task:
@@ -126,13 +138,13 @@ def task_of(**changes: object) -> Task:
     return Task(**{**fields, **changes})  # type: ignore[arg-type]  # any field of a task
 
 
-def contents(results: ResultSession) -> dict[str, bytes]:
+def contents(results: Results) -> dict[str, bytes]:
     """Base name in the guest to content."""
     files = (results.folder / "files").iterdir()
     return {path.name.partition("_")[2]: path.read_bytes() for path in files}
 
 
-async def test_demo_sample_after_a_restored_snapshot(guest: Guest, results: ResultSession) -> None:
+async def test_demo_sample_after_a_restored_snapshot(guest: Guest, results: Results) -> None:
     async with GuestClient(guest.agent) as client:
         await client.wait_ready(BOOT_TIMEOUT)
     await guest.command("savevm live")
@@ -158,9 +170,7 @@ async def test_demo_sample_after_a_restored_snapshot(guest: Guest, results: Resu
     assert (results.folder / "shots/screen.ppm").read_bytes()[:2] == b"P6"
 
 
-async def test_fork_bomb_is_ended_in_time(
-    guest: Guest, results: ResultSession, tmp_path: Path
-) -> None:
+async def test_fork_bomb_is_ended_in_time(guest: Guest, results: Results, tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.sh"
     bomb.write_text("#!/bin/sh\necho lit > /tmp/fuse\nb() { b | b & b; }\nb\n")
     outcome = await analyse(guest, results, bomb, task_of(target="bomb.sh"), 5)
@@ -171,9 +181,7 @@ async def test_fork_bomb_is_ended_in_time(
     assert "could not be killed" not in log
 
 
-async def test_persistence_survives_a_reset_and_is_recorded(
-    guest: Guest, results: ResultSession
-) -> None:
+async def test_persistence_survives_a_reset_and_is_recorded(guest: Guest, results: Results) -> None:
     async with GuestClient(guest.agent) as client:
         await client.wait_ready(BOOT_TIMEOUT)
         await client.store("/etc/cron.d/planted", b"@reboot root echo cron > /root/by-cron\n")
@@ -198,7 +206,7 @@ async def test_persistence_survives_a_reset_and_is_recorded(
 
 
 async def test_sample_as_an_unprivileged_user(
-    guest: Guest, results: ResultSession, tmp_path: Path
+    guest: Guest, results: Results, tmp_path: Path
 ) -> None:
     sample = tmp_path / "id.sh"
     sample.write_text("#!/bin/sh\nid -un > /tmp/name; echo x > /etc/forbidden\n")
