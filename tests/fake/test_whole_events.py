@@ -9,9 +9,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import pytest
 from fakekit import PATIENCE, TOKEN, Site
 
 from cuckoo_api.testing.fake import scripts
+
+pytestmark = pytest.mark.slow
 
 
 @asynccontextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from fakekit import Site
 from prometheus_client.parser import text_string_to_metric_families
 
 from cuckoo_api.testing.fake import scripts
+
+pytestmark = pytest.mark.slow
 
 
 async def figures(site: Site, name: str) -> dict[str, float]:

@@ -11,6 +11,8 @@ from fakekit import Gate, Site
 from cuckoo_api.analysis import scheduler, system
 from cuckoo_api.testing.fake import scripts
 
+pytestmark = pytest.mark.slow
+
 
 class Usage(NamedTuple):
     """What ``shutil.disk_usage`` answers."""

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from aiohttp import web
 from fakekit import PATIENCE, Site
 
 from cuckoo_api.testing.fake import scripts
+
+pytestmark = pytest.mark.slow
 
 Told = asyncio.Queue[Any]
 

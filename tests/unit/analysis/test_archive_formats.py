@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from archivekit import EXE, LOCKED_7Z, Files, aes_zipped, cab, opened, rar4, rar5, written, zipped
 from cuckoo_api.analysis import frames
 
+pytestmark = pytest.mark.slow
+
 TWO: Files = {"a.exe": EXE, "dir/b.exe": EXE * 50}
 
 KINDS = {

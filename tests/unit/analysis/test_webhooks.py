@@ -23,6 +23,8 @@ from cuckoo_api.model.task import NewTask
 from cuckoo_api.settings import WebhooksSection
 from cuckoo_api.store import Delivery, Store
 
+pytestmark = pytest.mark.slow
+
 SECRET = "s3cret"
 
 

@@ -14,6 +14,8 @@ import pytest
 from cuckoo_api import __version__
 from cuckoo_api.cli.main import build_parser, main
 
+pytestmark = pytest.mark.slow
+
 
 def commands(
     parser: argparse.ArgumentParser, words: tuple[str, ...] = ()

@@ -23,6 +23,8 @@ from cuckoo_api.guest import (
 )
 from cuckoo_api.model.task import Task
 
+pytestmark = pytest.mark.slow
+
 CUCKOO = {"message": "Cuckoo Agent!", "version": "0.10", "features": ["execpy", "pinning", "logs"]}
 CAPE = {"message": "CAPE Agent!", "version": "0.22", "features": ["execpy", "largefile", "pinning"]}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

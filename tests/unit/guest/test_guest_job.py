@@ -16,6 +16,8 @@ from cuckoo_api.guest import GuestJob, NoAnalyzer, analyzer_zip
 from cuckoo_api.guest.analyzer import PAYLOAD, digest_of
 from cuckoo_api.model.task import Task
 
+pytestmark = pytest.mark.slow
+
 analysisconf = payload_module("analysisconf")
 
 

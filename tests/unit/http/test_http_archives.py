@@ -14,6 +14,8 @@ import pytest
 import zstandard
 from httpkit import Site
 
+pytestmark = pytest.mark.slow
+
 REPORT = {
     "info": {"id": 1, "score": 4.2},
     "behavior": {"generic": [1], "apistats": {}, "processes": [2], "summary": {"file": ["é"]}},

@@ -9,6 +9,8 @@ import zipfile
 import pytest
 from httpkit import HELLO, Reply, Site
 
+pytestmark = pytest.mark.slow
+
 REPORT = '{"info": {"id": 1, "score": 4.2}, "uni": "é"}'.encode()
 OCTETS = "application/octet-stream"
 NOTHING = "There is nothing at this address; /openapi.json lists all"

@@ -14,6 +14,8 @@ from cuckoo_api.analysis.meter import PHASES, Meter
 from cuckoo_api.http.metrics import METRICS
 from cuckoo_api.model.task import Status
 
+pytestmark = pytest.mark.slow
+
 URL = {"url": "http://example.com/"}
 Key = tuple[str, tuple[tuple[str, str], ...]]
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
 from httpkit import HELLO, Site, machine, part
 
 from cuckoo_api.store import Store
+
+pytestmark = pytest.mark.slow
 
 FILE = "/tasks/create/file"
 URL = "/tasks/create/url"

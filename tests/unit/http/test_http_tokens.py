@@ -23,6 +23,8 @@ from cuckoo_api.http.routes import ROUTES, Route
 from cuckoo_api.settings import Rights
 from cuckoo_api.settings.tokens import add_token, revoke_token
 
+pytestmark = pytest.mark.slow
+
 MAIN = "the-main-token"
 LIST = "/tasks/list/1"
 LACKS = "This needs a token with the right"

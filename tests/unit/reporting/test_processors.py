@@ -26,6 +26,8 @@ from cuckoo_api.reporting.processors import (
     target,
 )
 
+pytestmark = pytest.mark.slow
+
 Put = Callable[[bytes], None]
 
 

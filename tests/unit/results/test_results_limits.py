@@ -18,6 +18,8 @@ from cuckoo_api.results.connection import BLOCK
 from cuckoo_api.results.files import ResultFiles, write_all
 from cuckoo_api.settings import ResultServerSection
 
+pytestmark = pytest.mark.slow
+
 
 async def test_a_file_is_cut_and_marked(rig: Rig) -> None:
     await rig.send(b"FILE\nfiles/whole\n" + b"x" * 100_000)

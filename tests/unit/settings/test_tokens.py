@@ -14,6 +14,8 @@ from cuckoo_api.model.errors import BadInput, ConfigError, Conflict, NotFound
 from cuckoo_api.settings import Rights, default_conf, init_cwd, load_settings
 from cuckoo_api.settings.tokens import Token, add_token, revoke_token, stamp
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cwd(tmp_path: Path) -> Path:

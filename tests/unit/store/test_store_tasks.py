@@ -14,6 +14,8 @@ from cuckoo_api.model.task import Guest, NewTask, Status, Task
 from cuckoo_api.store import Store, TaskFilter, claim, listing
 from cuckoo_api.store.connection import Statement
 
+pytestmark = pytest.mark.slow
+
 MANY = listing.CHUNK + 10
 
 

@@ -22,6 +22,8 @@ from cuckoo_api.model.task import NewTask, Status
 from cuckoo_api.settings import Rights
 from cuckoo_api.settings.tokens import add_token
 
+pytestmark = pytest.mark.slow
+
 EVIL = "\x1b]0;owned\x07\x1b[2J\u202egpj.exe\r\n[red]x[/red]\x9b31m"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\u202egpj.exe\r\n[red]x[/red]\x9b31m"
 UNSAFE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

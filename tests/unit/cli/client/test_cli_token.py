@@ -12,6 +12,8 @@ import pytest
 from cuckoo_api.cli.main import main
 from cuckoo_api.settings.tokens import digest
 
+pytestmark = pytest.mark.slow
+
 
 def run(cwd: Path, *words: str) -> int:
     return main(["--cwd", str(cwd), *words])
