@@ -16,6 +16,8 @@ from cuckoo_api.model import errors
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import Guest, Status
 
+pytestmark = pytest.mark.slow
+
 PAGE = page("docs/api.md")
 
 _ROUTE = re.compile(r"(?:GET|POST|PUT|DELETE) /\S*")

@@ -11,6 +11,8 @@ from docskit import blocks, codes, page, section, table
 
 from cuckoo_api.cli.main import build_parser
 
+pytestmark = pytest.mark.slow
+
 PAGE = page("docs/commands.md")
 
 

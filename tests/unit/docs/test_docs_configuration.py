@@ -17,6 +17,8 @@ from cuckoo_api.settings.init import CORE_FILES
 from cuckoo_api.settings.load import INHERITED, INHERITED_SECTIONS, MACHINE_KEYS, SECTIONS
 from cuckoo_machinery_qemu.plugin import MACHINE_OPTIONS, OPTIONS
 
+pytestmark = pytest.mark.slow
+
 PAGE = page("docs/configuration.md")
 
 FIELDS = [

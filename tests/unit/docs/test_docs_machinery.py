@@ -33,6 +33,8 @@ from cuckoo_api.testing.conformance import OPTIONAL_CALLS, Rig
 from cuckoo_api.testing.fake import FakeBackend
 from cuckoo_machinery_qemu.backend import QemuBackend
 
+pytestmark = pytest.mark.slow
+
 PAGE = page("docs/machinery.md")
 
 

@@ -6,12 +6,15 @@ import json
 import re
 from typing import Any
 
+import pytest
 from docskit import codes, page, section, table
 from prometheus_client import Metric
 
 from cuckoo_api.analysis.meter import PHASES, Meter
 from cuckoo_api.http.metrics import Metrics
 from cuckoo_api.http.routes import ROUTES
+
+pytestmark = pytest.mark.slow
 
 PAGE = page("docs/monitoring.md")
 ALERTS = page("docs/monitoring/alerts.yml")

@@ -7,6 +7,8 @@ import re
 import pytest
 from docskit import DOCS, ROOT, codes, page, prose
 
+pytestmark = pytest.mark.slow
+
 PAGES = [
     "README.md",
     "CHANGELOG.md",

@@ -17,6 +17,8 @@ from cuckoo_api.reporting.sections import EMPTY, PROCESSORS
 from cuckoo_api.reporting.signatures import SIGNATURES, score
 from cuckoo_api.results.protocol import FOLDERS
 
+pytestmark = pytest.mark.slow
+
 REPORT = page("docs/report.md")
 GUEST = page("docs/guest.md")
 PAYLOAD = ROOT / "src/cuckoo_api/guest/payload"

@@ -14,6 +14,8 @@ from cuckoo_api.analysis import service
 from cuckoo_api.http.keys import SWITCH
 from cuckoo_api.model.task import NewTask, Status
 
+pytestmark = pytest.mark.slow
+
 URL = NewTask(category="url", target="http://example.com/")
 
 

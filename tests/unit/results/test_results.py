@@ -17,6 +17,8 @@ from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.results import ResultServer
 from cuckoo_api.settings import ResultServerSection
 
+pytestmark = pytest.mark.slow
+
 
 async def test_a_log_is_taken_once(rig: Rig) -> None:
     await rig.send(b"LOG\nfirst line\nsecond \xff line\n")

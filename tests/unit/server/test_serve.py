@@ -20,6 +20,8 @@ from cuckoo_api.server.lock import engine_lock
 from cuckoo_api.server.run import check_bind, serve
 from cuckoo_api.settings import CuckooSection, Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server(settings: Settings) -> Server:
