@@ -75,3 +75,10 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> News:
 
     monkeypatch.setattr(Database, "write", told)
     return news
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave modules that are slow as a whole unread: to import them takes as long as many tests."""
+    if config.getoption("markexpr") != "not slow" or collection_path.suffix != ".py":
+        return None
+    return "\npytestmark = pytest.mark.slow\n" in collection_path.read_text("utf-8") or None
