@@ -22,8 +22,6 @@ from cuckoo_api.settings import CuckooSection, Settings
 from cuckoo_api.store import Store
 from waiting import Bell, News
 
-pytestmark = pytest.mark.slow
-
 
 @dataclass
 class Lease:
