@@ -22,6 +22,8 @@ from cuckoo_api.settings import CuckooSection, Settings
 from cuckoo_api.store import Store
 from waiting import Bell, News
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Lease:

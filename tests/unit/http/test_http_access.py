@@ -10,6 +10,8 @@ import pytest
 from httpkit import NewSite, Site, part, post, read_reply
 from structlog.testing import capture_logs
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "s3kr3t-é"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",

@@ -16,6 +16,8 @@ from cuckoo_api.analysis.service import AnalysisService
 from cuckoo_api.http.tasks import LARGEST_BODY
 from cuckoo_api.model.task import Guest, NewTask, Status, Task
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {
     "id",
     "category",

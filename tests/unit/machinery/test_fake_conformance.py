@@ -22,6 +22,8 @@ from cuckoo_api.machinery import (
 from cuckoo_api.testing.conformance import MachineryConformance, Rig, event_loop_watched
 from cuckoo_api.testing.fake import ALL, FakeBackend, FakeHypervisor, Slow, fake_plugin
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("one", "two")
 
 

@@ -15,6 +15,8 @@ from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import TRANSITIONS, Guest, NewTask, Status
 from cuckoo_api.store import Store, TaskFilter
 
+pytestmark = pytest.mark.slow
+
 
 async def configured(store: Store, *machines: Machine) -> list[Machine]:
     return await store.machines.sync(machines)

@@ -9,6 +9,8 @@ from cuckoo_api.model.errors import Conflict
 from cuckoo_api.model.task import NewTask, Status, Task
 from cuckoo_api.store import Store, TaskFilter
 
+pytestmark = pytest.mark.slow
+
 PATHS = {
     Status.PENDING: (),
     Status.RUNNING: (Status.RUNNING,),
