@@ -9,5 +9,6 @@ setup:
 demo: setup
 	@.venv/bin/cuckoo demo $(SAMPLE)
 
-test: setup
+test:
+	@.ci/setup test
 	@.venv/bin/tox run

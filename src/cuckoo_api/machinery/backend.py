@@ -28,6 +28,7 @@ from cuckoo_api.machinery.types import (
     BackendConfig,
     Capability,
     GuestAddress,
+    MachineFacts,
     MachineState,
     StateChange,
 )
@@ -155,3 +156,11 @@ class MachineryBackend(abc.ABC):
     async def console(self, label: str) -> bytes:
         """CONSOLE: the last 64 KiB that the guest wrote to its serial console, for people."""
         raise NotSupported(f"{self.config.name}: console")
+
+    async def inspect(self, label: str) -> MachineFacts:
+        """INSPECT: what the hypervisor knows of the machine, for people and the check at start-up.
+
+        Also for machines that the configuration does not name. Any state; changes nothing. Within
+        5 s.
+        """
+        raise NotSupported(f"{self.config.name}: inspect")

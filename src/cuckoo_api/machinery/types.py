@@ -34,6 +34,7 @@ class Capability(enum.Flag):
     WATCH = enum.auto()
     ADDRESS = enum.auto()
     CONSOLE = enum.auto()
+    INSPECT = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,26 @@ class BackendConfig:
     """The plugin's own keys, every declared one present."""
     services: tuple[Service, ...] = ()
     """What guests may reach on the host, for a backend that makes the guests' network itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What a hypervisor tells of one machine, for the check at start-up and for discovery.
+
+    Empty where the hypervisor does not know.
+    """
+
+    snapshots: tuple[str, ...] = ()
+    """Names as the hypervisor has them; a name that it has twice stands here twice."""
+    current_snapshot: str = ""
+    """The one that an empty ``snapshot`` restores."""
+    platform: str = ""
+    """``windows``, ``linux`` or ``darwin``, where the hypervisor was told."""
+    ip: str = ""
+    """The guest's address, where the hypervisor has one now."""
+    faults: tuple[str, ...] = ()
+    """Why the machine cannot be used as it is, each with what to do; a missing snapshot is not
+    among them, for the core compares the names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from cuckoo_api.machinery import (
     BadConfig,
     Capability,
     GuestAddress,
+    MachineFacts,
     MachineryBackend,
     MachineryError,
     MachineryPlugin,
@@ -169,6 +170,14 @@ class FakeBackend(MachineryBackend):
             return f"{label}: {', '.join(history)}\r\n".encode()[-(64 << 10) :]
 
         return await self._world.perform("console", label, effect)
+
+    async def inspect(self, label: str) -> MachineFacts:
+        self._need(Capability.INSPECT)
+
+        async def effect() -> MachineFacts:
+            return self._world.facts(label)
+
+        return await self._world.perform("inspect", label, effect)
 
     def _need(self, capability: Capability) -> None:
         if capability not in self.capabilities:

@@ -83,6 +83,7 @@ OPTIONAL_CALLS: dict[Capability, tuple[str, ...]] = {
     Capability.WATCH: ("watch",),
     Capability.ADDRESS: ("address",),
     Capability.CONSOLE: ("console",),
+    Capability.INSPECT: ("inspect",),
 }
 """The optional methods behind each capability."""
 
@@ -467,3 +468,16 @@ class MachineryConformance:
         text = await within(10, backend.console(rig.labels[0]))
         assert isinstance(text, bytes)
         assert len(text) <= MAX_CONSOLE
+
+    async def test_inspect(self, backend: MachineryBackend, rig: Rig) -> None:
+        if not has(backend, Capability.INSPECT):
+            return
+        label = rig.labels[0]
+        await within(10, backend.power_off(label))
+        facts = await within(5, backend.inspect(label))
+        assert facts.faults == ()
+        if rig.has_named_snapshots:
+            assert rig.snapshot in facts.snapshots
+        assert await within(5, backend.state(label)) is MachineState.POWEROFF
+        with pytest.raises(MachineNotFound, match=UNKNOWN):
+            await within(5, backend.inspect(UNKNOWN))

@@ -67,6 +67,8 @@ class FakeMachine:
     disk: dict[str, bytes] = field(default_factory=dict)
     memory: dict[str, bytes] = field(default_factory=dict)
     history: list[MachineState] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    """What an inspection finds wrong with it."""
 
 
 @dataclass(eq=False)

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 from cuckoo_api.machinery import (
     BackendUnavailable,
     GuestAddress,
+    MachineFacts,
     MachineNotFound,
     MachineryError,
     MachineState,
@@ -277,6 +278,15 @@ class FakeHypervisor:
             return GuestAddress(f"unix:{self.folder / label}.nobody", ip, ports["results"])
         sockets = guest.sockets(self.folder, label, ip, ports)
         return GuestAddress(guest.address(self.folder, label), ip, ports["results"], sockets)
+
+    def facts(self, label: str) -> MachineFacts:
+        """What :meth:`MachineryBackend.inspect` tells."""
+        machine = self.machines[label]
+        return MachineFacts(
+            snapshots=tuple(machine.snapshots),
+            current_snapshot=machine.current,
+            faults=tuple(machine.faults),
+        )
 
     def require(self, label: str, *states: MachineState) -> FakeMachine:
         """The machine, if it is in one of ``states``; else WrongState."""

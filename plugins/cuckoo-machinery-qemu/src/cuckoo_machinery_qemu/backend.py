@@ -20,9 +20,11 @@ from cuckoo_api.machinery import (
     BadConfig,
     Capability,
     GuestAddress,
+    MachineFacts,
     MachineNotFound,
     MachineryBackend,
     MachineState,
+    SnapshotNotFound,
     StateChange,
     WrongState,
 )
@@ -70,6 +72,7 @@ class QemuBackend(MachineryBackend):
         | Capability.WATCH
         | Capability.ADDRESS
         | Capability.CONSOLE
+        | Capability.INSPECT
     )
 
     def __init__(self, config: BackendConfig) -> None:
@@ -249,6 +252,17 @@ class QemuBackend(MachineryBackend):
         if path is not None and source.exists():
             await asyncio.to_thread(take_over, source, path, limit=MAX_CAPTURE)
 
+    async def inspect(self, label: str) -> MachineFacts:
+        spec, files = self._spec(label), self._files[label]
+        names = await asyncio.to_thread(files.names)
+        faults: tuple[str, ...] = ()
+        if (wanted := self._wanted_snapshot(label)) in names:
+            try:
+                await asyncio.to_thread(files.check, wanted, self._identity(spec))
+            except SnapshotNotFound as exc:
+                faults = (str(exc),)
+        return MachineFacts(snapshots=tuple(names), ip=spec.ip, faults=faults)
+
     async def console(self, label: str) -> bytes:
         process = self._on(label, *_ON)
         answer = await process.monitor.run(
@@ -364,6 +378,9 @@ class QemuBackend(MachineryBackend):
     def _identity(self, spec: MachineSpec) -> dict[str, str]:
         kind = self._network.kind if self._network else ""
         return spec.identity(accel=self._accel, network=kind, version=self._version)
+
+    def _wanted_snapshot(self, label: str) -> str:
+        return next(m.snapshot for m in self.config.machines if m.label == label)
 
     def _spec(self, label: str) -> MachineSpec:
         try:
