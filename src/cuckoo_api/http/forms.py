@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import codecs
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
@@ -9,20 +10,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
-from aiohttp import BodyPartReader, MultipartReader, hdrs, web
-from aiohttp.http import HttpProcessingError
-from multidict import CIMultiDict, CIMultiDictProxy
+from aiohttp import hdrs, web
+from multipart import (
+    MultipartError,
+    MultipartSegment,
+    PushMultipartParser,
+    parse_options_header,
+)
 
 from cuckoo_api.artefacts import Upload
 from cuckoo_api.model.errors import BadInput, TooLarge
 
 CHUNK = 32 << 10
+PIECE = 68 << 10
+"""Bytes of a multipart body that are parsed at once: a small upload comes in one piece."""
 MAX_FIELDS = 1000
 """Parts of one form, files among them."""
 MAX_FIELD_BYTES = 1 << 20
 """All fields of one form together, names included."""
 MAX_FILES = 32
 """Uploads that one request may hold open."""
+MAX_HEADER = 8 << 10
+"""Bytes of one header line of a part."""
+MAX_HEADERS = 32
+"""Header lines of one part."""
 
 URLENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data"
@@ -122,80 +133,127 @@ async def _read_urlencoded(request: web.Request) -> Form:
 # -- multipart ------------------------------------------------------------------------------------
 
 
-class FormReader(MultipartReader):
-    """aiohttp's reader, with file names as clients mean them: backslashes are no escapes."""
+class _FieldPart:
+    """A field on its way in."""
 
-    name: str | None = None
-    filename: str | None = None
+    def __init__(self, form: Form, name: str, charset: str) -> None:
+        self._form = form
+        self._name = name
+        self._charset = charset
+        self._value = bytearray()
 
-    async def fetch_next_part(self) -> BodyPartReader:
-        """The next part; its name and file name are then the reader's."""
-        part = await super().fetch_next_part()
-        if not isinstance(part, BodyPartReader):
-            raise BadInput("A part of the form is a multipart body itself; expected plain parts")
-        headers = CIMultiDict(part.headers)
-        disposition = headers.popall(hdrs.CONTENT_DISPOSITION, [""])[0]
-        self.name, self.filename = parse_disposition(disposition)
-        part.headers = CIMultiDictProxy(headers)
-        return part
+    async def write(self, data: bytes) -> None:
+        self._form.count(0, len(data))
+        self._value += data
+
+    def end(self) -> None:
+        self._form.add(self._name, bytes(self._value), self._charset)
+
+
+class _FilePart:
+    """A file on its way into an upload."""
+
+    def __init__(self, form: Form, filename: str, upload: Upload) -> None:
+        self._form = form
+        self._filename = filename
+        self._upload = upload
+
+    async def write(self, data: bytes) -> None:
+        await self._upload.write(data)
+
+    def end(self) -> None:
+        # what a browser sends where no file was chosen has neither name nor content
+        if self._filename or self._upload.size:
+            self._form.files.append(FormFile(self._filename, self._upload))
+
+
+class _Base64Part:
+    """A part whose bytes come in base64."""
+
+    def __init__(self, part: _FieldPart | _FilePart) -> None:
+        self._part = part
+        self._rest = b""
+
+    async def write(self, data: bytes) -> None:
+        text = self._rest + bytes(data).translate(None, b" \t\r\n")
+        whole = len(text) // 4 * 4
+        self._rest = text[whole:]
+        with malformed(MULTIPART):
+            await self._part.write(base64.b64decode(text[:whole], validate=True))
+
+    def end(self) -> None:
+        if self._rest:
+            raise BadInput(f"The body is no valid {MULTIPART}: base64 that ends early")
+        self._part.end()
 
 
 async def _read_multipart(
     request: web.Request, new_upload: NewUpload | None, file_fields: Collection[str]
 ) -> Form:
     form = Form()
+    part: _FieldPart | _FilePart | _Base64Part | None = None
+    async for event in _events(request):
+        if isinstance(event, MultipartSegment):
+            disposition = event.header(hdrs.CONTENT_DISPOSITION, "").encode("latin-1")
+            name, filename = parse_disposition(disposition.decode("utf-8", "replace"))
+            if b"\0" in disposition:
+                raise BadInput("A name in the form has a NUL in it")
+            if not name:
+                raise BadInput(
+                    "A part of the form has no name; expected name=… in Content-Disposition"
+                )
+            form.count(1, len(name))
+            if new_upload is not None and name in file_fields and filename is not None:
+                part = _FilePart(form, filename, await _next_upload(form, new_upload))
+            else:
+                part = _FieldPart(form, name, event.charset or "utf-8")
+            if _is_base64(event):
+                part = _Base64Part(part)
+        elif part is not None and event is not None:
+            await part.write(event)
+        elif part is not None:
+            part.end()
+    return form
+
+
+async def _events(request: web.Request) -> AsyncIterator[MultipartSegment | bytes | None]:
+    """The parts of a body as they come: a head, its bytes, None at its end."""
     with malformed(MULTIPART):
-        reader = FormReader(request.headers, request.content)
-    while True:
-        with malformed(MULTIPART):
-            part = await reader.next()
-        if not isinstance(part, BodyPartReader):
-            return form
-        name, filename = reader.name, reader.filename
-        if not name:
-            raise BadInput("A part of the form has no name; expected name=… in Content-Disposition")
-        form.count(1, len(name))
-        if new_upload is not None and name in file_fields and filename is not None:
-            await _take_file(form, part, filename, new_upload)
-        else:
-            await _take_field(form, part, name)
+        _, options = parse_options_header(request.headers[hdrs.CONTENT_TYPE])
+        parser = PushMultipartParser(
+            options.get("boundary", ""),
+            max_header_size=MAX_HEADER,
+            max_header_count=MAX_HEADERS,
+            header_charset="latin-1",  # takes every byte; clients mean UTF-8
+        )
+        outside = 0
+        while not parser.closed:
+            chunk = await request.content.read(PIECE)
+            outside += len(chunk)
+            for event in parser.parse(chunk):
+                outside = 0
+                yield event
+            if outside > CHUNK:
+                raise BadInput(
+                    f"The body is no valid {MULTIPART}: more than {CHUNK} bytes are in no part"
+                )
 
 
-async def _take_file(
-    form: Form, part: BodyPartReader, filename: str, new_upload: NewUpload
-) -> None:
+async def _next_upload(form: Form, new_upload: NewUpload) -> Upload:
     if len(form.files) == MAX_FILES:
         raise BadInput(f"file: at most {MAX_FILES} files in one request")
     if form.files:
         await form.files[-1].upload.flush()  # of all small files together one is in memory
-    upload = await new_upload()
-    async for chunk in _content(part):
-        await upload.write(chunk)
-    # what a browser sends where no file was chosen has neither name nor content
-    if filename or upload.size:
-        form.files.append(FormFile(filename, upload))
+    return await new_upload()
 
 
-async def _take_field(form: Form, part: BodyPartReader, name: str) -> None:
-    value = bytearray()
-    async for chunk in _content(part):
-        form.count(0, len(chunk))
-        value += chunk
-    form.add(name, bytes(value), part.get_charset("utf-8"))
-
-
-async def _content(part: BodyPartReader) -> AsyncIterator[bytes]:
-    encoding = part.headers.get(hdrs.CONTENT_TRANSFER_ENCODING, "binary").lower()
+def _is_base64(segment: MultipartSegment) -> bool:
+    encoding: str = segment.header(hdrs.CONTENT_TRANSFER_ENCODING, "binary").lower()
     if encoding not in ("binary", "8bit", "7bit", "base64"):
         raise BadInput(
             f"Content-Transfer-Encoding: expected binary or base64; got {encoding!r:.80}"
         )
-    while not part.at_eof():
-        with malformed(MULTIPART):
-            chunk = await part.read_chunk(CHUNK)
-            data = part.decode(chunk)
-        if data:
-            yield bytes(data)
+    return encoding == "base64"
 
 
 def parse_disposition(header: str) -> tuple[str | None, str | None]:
@@ -214,7 +272,7 @@ def parse_disposition(header: str) -> tuple[str | None, str | None]:
                 found[name] = extended  # says more than the plain one, wherever it stands
         else:
             found.setdefault(name, value)
-    return _clean(found.get("name")), _clean(found.get("filename"))
+    return found.get("name"), found.get("filename")
 
 
 def _extended(value: str) -> str | None:
@@ -235,13 +293,6 @@ def _extended(value: str) -> str | None:
     return text
 
 
-def _clean(text: str | None) -> str | None:
-    """Valid text: bytes that are no UTF-8 come out of the header parser as surrogates."""
-    if text is None or text.isascii():
-        return text
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 # -- both ---------------------------------------------------------------------------------------
 
 
@@ -250,7 +301,7 @@ def malformed(what: str) -> Iterator[None]:
     """Whatever the parsers raise for a body that is not what it says."""
     try:
         yield
-    except (ValueError, RuntimeError, HttpProcessingError, web.RequestPayloadError) as exc:
+    except (ValueError, MultipartError, web.RequestPayloadError) as exc:
         reason = " ".join(str(exc).split())
         raise BadInput(f"The body is no valid {what}: {reason:.200}") from exc
 
