@@ -9,7 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 from cuckoo_api.http.archives import COMPRESSIONS, send_tar, send_zip
-from cuckoo_api.http.downloads import JPEG, Download
+from cuckoo_api.http.downloads import HTML, JPEG, Download
 from cuckoo_api.http.keys import SERVICE
 from cuckoo_api.http.params import path_number
 from cuckoo_api.http.replies import JSON, reply
@@ -17,7 +17,7 @@ from cuckoo_api.http.schemas import DumpList
 from cuckoo_api.model.errors import BadInput, NotFound
 from cuckoo_api.reporting import elements
 
-REPORTS = {"json": JSON, "html": "text/html; charset=utf-8"}
+REPORTS = {"json": JSON, "html": HTML}
 ARCHIVES = ("all", "dropped", "package_files")
 NO_REPORT = "Report not found"
 NO_DUMP = "Memory dump not found"

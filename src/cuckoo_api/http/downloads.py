@@ -14,6 +14,7 @@ OCTETS = "application/octet-stream"
 ZIP = "application/zip"
 TAR = "application/x-tar; charset=UTF-8"
 JPEG = "image/jpeg"
+HTML = "text/html; charset=utf-8"
 
 _REASONS = {
     403: "The server may not read this file; see the permissions of its working directory",

@@ -68,6 +68,7 @@ def document(routes: tuple[Route, ...] = ROUTES) -> bytes:
 
 def _operation(route: Route) -> _Json:
     operation: _Json = {
+        "tags": [route.path.split("/")[1]],
         "summary": _first_line(route),
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"),
         "parameters": _parameters(route),
@@ -132,7 +133,7 @@ def _part(name: str) -> _Json:
         return {"type": "integer", "minimum": 0}
     if pattern == WORD:
         return {"type": "string", "minLength": 1}
-    return {"enum": pattern.split("|")}
+    return {"enum": pattern.replace("\\", "").split("|")}
 
 
 def _response(description: str, schema: _Json, media: str = JSON) -> _Json:

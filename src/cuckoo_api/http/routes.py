@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -9,8 +10,9 @@ import msgspec
 from aiohttp import web
 
 from cuckoo_api.analysis.system import SystemStatus
-from cuckoo_api.http import artefacts, events, files, machines, metrics, system, tasks
-from cuckoo_api.http.downloads import JPEG, OCTETS, ZIP
+from cuckoo_api.http import artefacts, docs, events, files, machines, metrics, system, tasks
+from cuckoo_api.http.docs import SCRIPT, SCRIPTS, STYLE, STYLES
+from cuckoo_api.http.downloads import HTML, JPEG, OCTETS, ZIP
 from cuckoo_api.http.events import EVENT_STREAM
 from cuckoo_api.http.metrics import PLAIN
 from cuckoo_api.http.replies import JSON, Message
@@ -53,6 +55,8 @@ PATTERNS = {
     "shot": WORD,
     "format": WORD,
     "pid": WORD,
+    "script": "|".join(map(re.escape, SCRIPTS)),
+    "style": "|".join(map(re.escape, STYLES)),
 }
 """What a variable part of a path may hold; anything else is no address of this server."""
 
@@ -99,9 +103,18 @@ def _file(
     media: str,
     *errors: int,
     query: tuple[str, ...] = (),
+    is_open: bool = False,
 ) -> Route:
     return Route(
-        "GET", path, handler, answer, media=media, query=query, errors=errors, is_file=True
+        "GET",
+        path,
+        handler,
+        answer,
+        media=media,
+        query=query,
+        errors=errors,
+        is_file=True,
+        is_open=is_open,
     )
 
 
@@ -198,6 +211,9 @@ ROUTES = (
     ),
     Route("GET", "/metrics", metrics.show, bytes, media=PLAIN),
     Route("GET", "/openapi.json", system.openapi, dict),
+    Route("GET", "/docs", docs.page, bytes, media=HTML, is_open=True),
+    _file("/docs/{script}", docs.script, bytes, SCRIPT, is_open=True),
+    _file("/docs/{style}", docs.style, bytes, STYLE, is_open=True),
 )
 
 
