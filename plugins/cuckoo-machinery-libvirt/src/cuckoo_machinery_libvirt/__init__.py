@@ -1,0 +1,1 @@
+"""Machines that libvirt runs. The core finds it by its entry point, :mod:`.plugin`."""

@@ -1,0 +1,49 @@
+"""The entry point: describes the machinery to the core, and imports no more than that needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cuckoo_api.machinery import (
+    BackendConfig,
+    MachineryBackend,
+    MachineryPlugin,
+    Option,
+    hookimpl,
+)
+
+OPTIONS = (
+    Option("dsn", "qemu:///system", "libvirt's URI."),
+    Option(
+        "dump_format",
+        "raw",
+        "What a memory dump is written as.",
+        ("raw", "kdump-zlib", "kdump-lzo", "kdump-snappy"),
+    ),
+)
+
+
+def _default_conf() -> str:
+    here = Path(__file__).resolve()
+    for folder in (here.parent, here.parents[2]):  # a wheel, a source tree
+        if (folder / "kvm.conf").is_file():
+            return (folder / "kvm.conf").read_text(encoding="utf-8")
+    return "[kvm]\nmachines =\n"
+
+
+def _backend(config: BackendConfig) -> MachineryBackend:
+    from cuckoo_machinery_libvirt.backend import LibvirtBackend
+
+    return LibvirtBackend(config)
+
+
+@hookimpl
+def cuckoo_register_machinery() -> MachineryPlugin:
+    """libvirt, for contract version 1."""
+    return MachineryPlugin(
+        name="kvm",
+        api_version=(1, 0),
+        backend=_backend,
+        options=OPTIONS,
+        default_conf=_default_conf(),
+    )
