@@ -1,0 +1,1 @@
+"""VirtualBox machines, driven by VBoxManage."""

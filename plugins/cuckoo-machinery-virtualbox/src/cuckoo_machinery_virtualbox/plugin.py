@@ -1,0 +1,44 @@
+"""The entry point: describes the machinery to the core, and imports no more than that needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cuckoo_api.machinery import (
+    BackendConfig,
+    MachineryBackend,
+    MachineryPlugin,
+    Option,
+    hookimpl,
+)
+
+OPTIONS = (
+    Option("mode", "headless", "Whether machines are shown.", ("headless", "gui")),
+    Option("path", "/usr/bin/VBoxManage", "The VBoxManage program."),
+)
+
+
+def _default_conf() -> str:
+    here = Path(__file__).resolve()
+    for folder in (here.parent, here.parents[2]):  # a wheel, a source tree
+        if (folder / "virtualbox.conf").is_file():
+            return (folder / "virtualbox.conf").read_text(encoding="utf-8")
+    return "[virtualbox]\nmachines =\n"
+
+
+def _backend(config: BackendConfig) -> MachineryBackend:
+    from cuckoo_machinery_virtualbox.backend import VirtualBoxBackend
+
+    return VirtualBoxBackend(config)
+
+
+@hookimpl
+def cuckoo_register_machinery() -> MachineryPlugin:
+    """VirtualBox, for contract version 1."""
+    return MachineryPlugin(
+        name="virtualbox",
+        api_version=(1, 0),
+        backend=_backend,
+        options=OPTIONS,
+        default_conf=_default_conf(),
+    )
