@@ -34,6 +34,19 @@ zsh:   cuckoo completion zsh > ~/.zfunc/_cuckoo    with ~/.zfunc in fpath, befor
 fish:  cuckoo completion fish > ~/.config/fish/completions/cuckoo.fish
 """
 
+PLUGIN_EPILOG = """\
+example:
+  cuckoo plugin new acme
+  cd cuckoo-machinery-acme
+  pip install -e .                  into the environment of the server
+  pytest                            the conformance suite says what is missing
+
+It writes a package that the server finds as soon as it is installed: pyproject.toml with the
+entry point, a backend whose methods say what they have to do, conf/acme.conf, the conformance
+test. Nothing in it pretends to work: a method that is not written yet says so. The contract is
+in docs/machinery.md.
+"""
+
 SHELLS = ("bash", "zsh", "fish")
 STATUSES = (
     "pending",
@@ -197,6 +210,29 @@ def add_token_command(commands: Commands) -> None:
     revoke.add_argument("name", metavar="NAME")
 
 
+def add_plugin_command(commands: Commands) -> None:
+    """What an author of a machinery plugin begins with."""
+    plugin = commands.add_parser("plugin", help="begin a machinery plugin of your own")
+    actions = plugin.add_subparsers(dest="action", metavar="ACTION", required=True)
+    new = actions.add_parser(
+        "new",
+        help="write a package to fill in",
+        description="Write cuckoo-machinery-NAME, a package that lets the server drive another "
+        "hypervisor once you have filled it in. Never overwrites anything.",
+        epilog=PLUGIN_EPILOG,
+        **RAW,
+    )
+    new.add_argument(
+        "name",
+        type=plugin_name,
+        metavar="NAME",
+        help="the word for [cuckoo] machinery: a letter, then letters and digits, all lower case",
+    )
+    new.add_argument(
+        "--into", default=".", metavar="DIR", help="the folder to write it to (default: this one)"
+    )
+
+
 def add_completion_command(commands: Commands) -> None:
     """Completion scripts."""
     completion = commands.add_parser(
@@ -214,6 +250,15 @@ def number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number")
     return int(text)
+
+
+def plugin_name(text: str) -> str:
+    """A word that is good for a file, a section, a package and a class."""
+    if not re.fullmatch(r"[a-z][a-z0-9]{0,31}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a letter and then letters and digits, all lower case, 32 at most"
+        )
+    return text
 
 
 def moment(text: str) -> int:

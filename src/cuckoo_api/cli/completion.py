@@ -7,7 +7,7 @@ import argparse
 import shtab
 
 FILES = {"targets", "sample", "output", "socket"}
-FOLDERS = {"cwd"}
+FOLDERS = {"cwd", "into"}
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:

@@ -13,6 +13,7 @@ from cuckoo_api import __version__
 from cuckoo_api.cli.arguments import (
     add_client_arguments,
     add_completion_command,
+    add_plugin_command,
     add_task_commands,
     add_token_command,
 )
@@ -136,6 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("sample", nargs="?", help="the file to run (default: a harmless sample)")
     demo.add_argument("--timeout", type=int, default=30, help="seconds it may run (default: 30)")
 
+    add_plugin_command(commands)
     add_completion_command(commands)
     return parser
 
@@ -192,6 +194,10 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
             from cuckoo_api.cli.token import token
 
             return token(arguments, cwd)
+        case "plugin":
+            from cuckoo_api.cli.plugin import new
+
+            return new(arguments)
         case "completion":
             from cuckoo_api.cli.completion import script
 

@@ -1,0 +1,1 @@
+"""Nameless machines for cuckoo-api-server."""
