@@ -16,8 +16,8 @@ import magic
 import pyzipper
 
 from cuckoo_api.analysis import frames
-from cuckoo_api.analysis.filekinds import archive_kind
 from cuckoo_api.analysis.unpack import take_apart
+from cuckoo_api.reporting.archives import archive_kind
 
 EXE = Path("/bin/true").read_bytes()[:3000]
 """What libmagic takes for a program."""

@@ -14,11 +14,12 @@ import msgspec
 import structlog
 
 from cuckoo_api.analysis import frames
-from cuckoo_api.analysis.filekinds import ArchiveKind, archive_kind, is_worth_running
+from cuckoo_api.analysis.filekinds import is_worth_running
 from cuckoo_api.analysis.holding import Holding
 from cuckoo_api.artefacts import Upload
 from cuckoo_api.model.errors import BadInput, TooLarge
 from cuckoo_api.model.sample import NewSample
+from cuckoo_api.reporting.archives import ArchiveKind, archive_kind
 from cuckoo_api.reporting.child import ENVIRONMENT, end, ending, tail
 from cuckoo_api.settings import ArchivesSection
 

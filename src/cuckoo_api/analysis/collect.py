@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cuckoo_api.analysis.archive import Refused, Unpacker
-from cuckoo_api.analysis.filekinds import archive_kind
 from cuckoo_api.analysis.holding import Holding
 from cuckoo_api.analysis.strings import Hash, parse_line
 from cuckoo_api.analysis.submission import base_name
@@ -16,6 +15,7 @@ from cuckoo_api.artefacts import Upload
 from cuckoo_api.model.errors import BadInput, CuckooError
 from cuckoo_api.model.sample import NewSample
 from cuckoo_api.model.task import NewTask
+from cuckoo_api.reporting.archives import archive_kind
 
 MAX_HASHES = 50
 """Files that one submission may fetch by their hash."""

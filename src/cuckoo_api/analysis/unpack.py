@@ -13,8 +13,8 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import libarchive
 import msgspec
@@ -34,6 +34,7 @@ from cuckoo_api.analysis.frames import (
     NOTE,
     Request,
 )  # fmt: skip
+from cuckoo_api.reporting.archivereader import is_encrypted, opened, reason
 from cuckoo_api.reporting.confine import confine
 
 Send = Callable[[bytes, bytes], None]
@@ -43,8 +44,6 @@ DOCUMENTS = frozenset({"[Content_Types].xml", "META-INF/MANIFEST.MF", "AndroidMa
 STORED, DEFLATED = 0, 8
 AES_MARK = b"\x01\x99"
 """How the extra field begins that an entry has which is encrypted with AES."""
-
-_is_encrypted = ffi.ffi("entry_is_encrypted", [ffi.c_archive_entry_p], ffi.c_int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ def _send_all(entries: Iterable[Entry], settled: set[int], send: Send) -> tuple[
                 continue
             settled.add(number)
     except libarchive.ArchiveError as exc:
-        return locked, f"it cannot be read to its end: {_reason(exc)}"
+        return locked, f"it cannot be read to its end: {reason(exc)}"
     return locked, ""
 
 
@@ -135,7 +134,7 @@ def _send_one(entry: Entry, send: Send) -> bool:
         if entry.is_locked:  # a wrong password shows in many ways
             send(BROKEN, b"")
             return False
-        send(BROKEN, _text(f"{entry.name!r:.200} cannot be read: {_reason(exc)}"))
+        send(BROKEN, _text(f"{entry.name!r:.200} cannot be read: {reason(exc)}"))
     else:
         send(END, b"")
     return True
@@ -160,19 +159,15 @@ def _text(text: str) -> bytes:
     return text.encode("utf-8", "replace")[:MAX_TEXT]
 
 
-def _reason(exc: Exception) -> str:
-    text = exc.msg if isinstance(exc, libarchive.ArchiveError) else str(exc)
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "replace")
-    return f"{' '.join((text or type(exc).__name__).split()):.200}"
-
-
 # -- readers --------------------------------------------------------------------------------------
 
 
 def read_archive(request: Request, password: str) -> Iterator[Entry]:
     """The entries as libarchive reads them."""
-    with _opened(request, password) as archive:
+    with (
+        Path(request.path).open("rb") as file,
+        opened(file.fileno(), request.formats, request.filters, password) as archive,
+    ):
         for entry in archive:
             name = entry.pathname or ""
             if archive.format_name == b"raw":
@@ -182,8 +177,8 @@ def read_archive(request: Request, password: str) -> Iterator[Entry]:
             yield Entry(
                 name=name if isinstance(name, str) else name.decode("utf-8", "replace"),
                 mode=stat.S_IFLNK if entry.islnk else entry.filetype,
-                is_locked=bool(_is_encrypted(entry._entry_p)),  # noqa: SLF001 - not offered otherwise
-                blocks=functools.partial(_blocks, archive._pointer),  # noqa: SLF001 - the same
+                is_locked=is_encrypted(entry),
+                blocks=functools.partial(_blocks, archive._pointer),  # noqa: SLF001 - no other way
             )
 
 
@@ -197,28 +192,6 @@ def _blocks(pointer: int) -> Iterator[bytes]:
         yield memoryview(buffer)[:size].tobytes()
     if size < 0:
         raise libarchive.ArchiveError(ffi.error_string(pointer))
-
-
-@contextmanager
-def _opened(request: Request, password: str) -> Iterator[libarchive.read.ArchiveRead]:
-    """The archive, with only those parsers that the request names.
-
-    libarchive's "all" would have some that start programs, and one that opens files by name.
-    """
-    handle = os.open(request.path, os.O_RDONLY | os.O_CLOEXEC)
-    pointer = ffi.read_new()
-    try:
-        if password:
-            ffi.read_add_passphrase(pointer, password.encode())
-        for name in request.filters:
-            ffi.get_read_filter_function(name)(pointer)
-        for name in request.formats:
-            ffi.get_read_format_function(name)(pointer)
-        ffi.read_open_fd(pointer, handle, BLOCK)
-        yield libarchive.read.ArchiveRead(pointer)
-    finally:
-        ffi.read_free(pointer)
-        os.close(handle)
 
 
 def read_aes_zip(request: Request, password: str) -> Iterator[Entry]:

@@ -42,6 +42,10 @@ class Input:
         self._file.seek(0)
         self._left = self._limit
 
+    def fileno(self) -> int:
+        """The file's own descriptor, for a library that reads by itself; no limit holds there."""
+        return self._file.fileno()
+
     def close(self) -> None:
         self._file.close()
 

@@ -8,21 +8,24 @@ from typing import Any
 
 import magic
 import ssdeep
+import tlsh
 
 from cuckoo_api.reporting.bounds import clip
 from cuckoo_api.reporting.evidence import Input
+from cuckoo_api.reporting.urls import UrlFinder
 
 TYPE_HEAD = 1 << 20
 MAX_TYPE = 1_000
 
 
 def describe(source: Input) -> dict[str, Any]:
-    """``size, type, md5, sha1, sha256, sha512, crc32, ssdeep, yara`` of an open file.
+    """``size``, ``type``, hashes, ``yara`` and ``urls`` of an open file.
 
-    The hashes of a file over the reading limit are None: those of a part would mislead.
+    The hashes of a file over the reading limit are None: those of a part would mislead. ``yara``
+    is filled in by a step of its own.
     """
     digests = [hashlib.new(name, usedforsecurity=False) for name in _HASHES]
-    fuzzy = ssdeep.Hash()
+    fuzzy, locality, addresses = ssdeep.Hash(), tlsh.Tlsh(), UrlFinder()
     crc = 0
     head = b""
     for chunk in source.chunks():
@@ -30,7 +33,10 @@ def describe(source: Input) -> dict[str, Any]:
         for digest in digests:
             digest.update(chunk)
         fuzzy.update(chunk)
+        locality.update(chunk)
+        addresses.feed(chunk)
         crc = zlib.crc32(chunk, crc)
+    addresses.finish()
     whole = not source.truncated
     return {
         "size": source.size,
@@ -40,8 +46,20 @@ def describe(source: Input) -> dict[str, Any]:
         },
         "crc32": f"{crc:08X}" if whole else None,
         "ssdeep": fuzzy.digest() if whole else None,
+        "tlsh": _digest(locality) if whole else None,
         "yara": [],
+        "urls": addresses.urls,
     }
+
+
+def _digest(locality: tlsh.Tlsh) -> str | None:
+    """The TLSH; None for what is too short or too uniform to have one."""
+    try:
+        locality.final()
+    except ValueError:
+        return None
+    digest = str(locality.hexdigest())
+    return digest if locality.is_valid else None
 
 
 def file_type(head: bytes) -> str:

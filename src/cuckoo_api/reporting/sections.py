@@ -101,5 +101,7 @@ def sample_facts(sample: Sample) -> dict[str, Any]:
         "sha512": sample.sha512,
         "crc32": sample.crc32,
         "ssdeep": sample.ssdeep,
+        "tlsh": None,
         "yara": [],
+        "urls": [],
     }

@@ -12,6 +12,7 @@ from docskit import ROOT, blocks, codes, page, section, table
 from cuckoo_api.artefacts.folder import SUBFOLDERS
 from cuckoo_api.guest import GuestJob
 from cuckoo_api.model.task import Task
+from cuckoo_api.reporting.processors.formats import elf, macho, pe, script
 from cuckoo_api.reporting.reporters.jsonreport import CONSTANT
 from cuckoo_api.reporting.sections import EMPTY, PROCESSORS
 from cuckoo_api.reporting.signatures import SIGNATURES, score
@@ -40,6 +41,21 @@ def test_every_category_of_the_summary_is_documented() -> None:
     source = page("src/cuckoo_api/reporting/processors/trace/calls.py")
     used = set(re.findall(r'\b(?:add|_activity\.add)\([\w.]+, "(\w+)"', source))
     assert set(table(section(REPORT, "behavior").split("of the summary:")[1])) == used
+
+
+def test_every_key_of_a_windows_program_is_documented() -> None:
+    assert list(table(section(REPORT, "static"))) == list(pe.PARTS)
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("elf", elf.PARTS), ("macho", macho.PARTS)])
+def test_every_key_of_another_program_is_documented(kind: str, parts: dict[str, object]) -> None:
+    [text] = [p for p in section(REPORT, "static").split("\n\n") if f" has `{kind}`" in p]
+    assert set(codes(text)) - {kind, "architectures"} == set(parts)
+
+
+def test_what_is_notable_in_a_script_is_documented() -> None:
+    text = section(REPORT, "static").partition("each of these that is in it:")[2]
+    assert list(table(text)) == list(script.NOTABLE)
 
 
 def test_the_signatures_are_listed_as_they_are() -> None:

@@ -100,18 +100,6 @@ def test_an_elf_file_that_is_none(sample: Put, evidence: Evidence, job: Job, not
     assert section["elf"] == {} or section["elf"]["sections"] == []
 
 
-def test_a_script_and_what_has_no_format(
-    sample: Put, evidence: Evidence, job: Job, notes: Notes, folder: Path
-) -> None:
-    sample(b"#! /usr/bin/env  python3 -u\nprint()\n")
-    assert static.run(evidence, job, notes) == {
-        "script": {"interpreter": "/usr/bin/env", "arguments": "python3 -u"}
-    }
-    (folder / "binary").unlink()
-    sample(b"plain")
-    assert static.run(evidence, job, notes) == {}
-
-
 def test_strings_across_the_pieces_of_a_file(
     sample: Put, evidence: Evidence, job: Job, notes: Notes
 ) -> None:
