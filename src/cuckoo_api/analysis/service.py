@@ -130,11 +130,12 @@ class AnalysisService:
                 if unique:
                     await self._check_unique([sample.sha256 for sample in samples])
                 ids = await self._store.tasks.submit_files(list(zip(tasks, samples, strict=True)))
-        except CuckooError:
+        except BaseException:
             for _, upload in uploads:
                 await upload.discard()
-            for sample in samples:
-                await self._forget_binary(sample.sha256)
+            for _, upload in uploads:
+                if upload.sample is not None:
+                    await self._forget_binary(upload.sample.sha256)
             raise
         self._on_submitted()
         return ids

@@ -7,16 +7,13 @@ import os
 import re
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cuckoo_api.artefacts.folder import HIDDEN, AnalysisFolder
-from cuckoo_api.artefacts.upload import Upload, Workshop, locked_alone, remove_leftovers
+from cuckoo_api.artefacts.keep import locked_alone, remove_leftovers
+from cuckoo_api.artefacts.upload import Upload, Workshop
 from cuckoo_api.model.errors import NotFound
-
-WORKERS = 8
-"""Threads that hash and write uploads. More than processors: most of them wait for the disk."""
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -27,9 +24,7 @@ class Artefacts:
     def __init__(self, storage: Path) -> None:
         self._binaries = storage / "binaries"
         self._analyses = storage / "analyses"
-        self._workshop = Workshop(
-            self._binaries, ThreadPoolExecutor(WORKERS, thread_name_prefix="artefacts")
-        )
+        self._workshop = Workshop(self._binaries)
 
     async def open(self) -> None:
         """Make the folders, and remove uploads that a process which is gone did not finish."""
@@ -41,8 +36,8 @@ class Artefacts:
         remove_leftovers(self._binaries)
 
     async def close(self) -> None:
-        """Let the worker threads go."""
-        self._workshop.pool.shutdown(wait=False)
+        """Let the workers go."""
+        await self._workshop.close()
 
     @asynccontextmanager
     async def receive(self, *, max_size: int) -> AsyncIterator[Upload]:

@@ -4,61 +4,63 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import hashlib
 import os
-import secrets
-import stat
-import threading
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import magic
 import ssdeep
+import structlog
 
-from cuckoo_api.artefacts.write import disk_errors, sync_folder, write_all
-from cuckoo_api.model.errors import TooLarge, Unavailable
+from cuckoo_api.artefacts.keep import (
+    Digests,
+    FileTypes,
+    Kept,
+    adopted,
+    incoming,
+    keep,
+    make_durable,
+    publish,
+)
+from cuckoo_api.artefacts.keepers import BLOCK, KeeperDied, Keepers
+from cuckoo_api.artefacts.write import disk_errors, write_all
+from cuckoo_api.model.errors import TooLarge
 from cuckoo_api.model.sample import NewSample
 
-BLOCK = 128 << 10
-"""Bytes that an upload holds in memory before they go to the disk in one hop."""
-INCOMING = ".incoming-"
-"""How the names of unfinished uploads begin."""
+log = structlog.get_logger()
+
+WORKERS = 8
+"""Threads that hash and write uploads. More than processors: most of them wait for the disk."""
+UNKNOWN = "data"
+"""libmagic's own word for what it does not know; also for what it died of."""
 
 T = TypeVar("T")
 
 
-class FileTypes:
-    """libmagic, once for each thread: one instance would make the threads wait for each other."""
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def here(self) -> magic.Magic:
-        """The calling thread's instance."""
-        found: magic.Magic | None = getattr(self._local, "magic", None)
-        if found is None:
-            found = self._local.magic = magic.Magic()
-        return found
-
-
-@dataclass(frozen=True)
 class Workshop:
-    """What uploads share."""
+    """What uploads share: the folder, and who works for them."""
 
-    folder: Path
-    pool: ThreadPoolExecutor
-    types: FileTypes = field(default_factory=FileTypes)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="artefacts")
+        self.types = FileTypes()
+        self.keepers = Keepers(folder)
+        self.small = 0
+        """Small uploads that are being finished."""
+
+    async def close(self) -> None:
+        """Let the threads and processes go."""
+        self.pool.shutdown(wait=False)
+        await self.keepers.close()
 
 
 class Upload:
     """One file on its way in. Made by :meth:`Artefacts.receive`.
 
     What fits one block stays in memory until it is finished: then it is hashed, written and made
-    durable in a single hop to a thread, and not written at all if it is there already.
+    durable in one go, by a thread, or where several come at once by a process of its own; and not
+    written at all if it is there already.
     """
 
     def __init__(self, workshop: Workshop, max_size: int) -> None:
@@ -69,11 +71,13 @@ class Upload:
         self._kept = -1
         self._waiting = bytearray()
         self._given_up = False
-        self._hashes = [hashlib.new(name) for name in ("md5", "sha1", "sha256", "sha512")]
-        self._crc32 = 0
+        self._kind = ""
+        self._digests = Digests()
         self._fuzzy: ssdeep.Hash | None = None
         self.size = 0
         """Bytes so far."""
+        self.sample: NewSample | None = None
+        """What it became, once it is kept."""
 
     async def write(self, data: bytes) -> None:
         """Take the next bytes. Raises TooLarge over the limit, Unavailable on a full disk."""
@@ -98,98 +102,97 @@ class Upload:
         Call it once. A sample that is there already stays. Until :meth:`discard` nobody removes
         it: there is time to keep a row that refers to it. Raises Unavailable on a full disk.
         """
-        return await self._hop(self._finish)
+        if self._fuzzy is not None or not self._waiting:
+            return await self._hop(self._finish)
+        shop = self._workshop
+        if shop.small:
+            shop.keepers.need()
+        shop.small += 1
+        try:
+            sample = await self._by_keeper()
+            return sample if sample is not None else await self._hop(self._finish)
+        finally:
+            shop.small -= 1
 
     async def discard(self) -> None:
         """Remove what is not finished; let go of what is."""
         if self._kept >= 0:
+            fcntl.flock(self._kept, fcntl.LOCK_UN)  # a keeper may be about to close its own
             os.close(self._kept)
             self._kept = -1
         if self._handle >= 0:
             # another pool than the uploads': theirs may be gone when the server stops
             await _ended(asyncio.get_running_loop().run_in_executor(None, self._remove))
 
+    async def _by_keeper(self) -> NewSample | None:
+        """The sample, where a process could keep it."""
+        work = self._workshop.keepers.keep(bytes(self._waiting))
+        if work is None:
+            return None
+        work.add_done_callback(self._take)
+        try:
+            await self._whole(work)
+        except KeeperDied:
+            # most likely of the file itself, and libmagic: the server must not die of it too
+            log.warning("upload.keeper_died", size=self.size)
+            self._kind = UNKNOWN
+        return self.sample
+
     async def _hop(self, function: Callable[[], T]) -> T:
-        work = asyncio.get_running_loop().run_in_executor(self._workshop.pool, function)
+        return await self._whole(
+            asyncio.get_running_loop().run_in_executor(self._workshop.pool, function)
+        )
+
+    async def _whole(self, work: asyncio.Future[T]) -> T:
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            # a thread cannot be stopped, and the file must not be closed under its hands
+            # it cannot be stopped, and the file must not be closed under its hands
             self._given_up = True
             await _ended(work)
             raise
 
+    def _take(self, work: asyncio.Future[Kept | None]) -> None:
+        """Also when nobody waits for it any more: :meth:`discard` then lets go of it."""
+        if work.exception() is None and (kept := work.result()) is not None:
+            self.sample, self._kept = kept
+
     # -- in a thread ----------------------------------------------------------------------------
 
     def _finish(self) -> NewSample:
-        if self._fuzzy is None:
-            data = self._take()
-            self._hash(data)
-            # the length is known: cheaper than the incremental hash, and the same
-            return self._keep(
-                ssdeep.hash(data), self._workshop.types.here().from_buffer(data), data
-            )
+        kept = self._keep_small() if self._fuzzy is None else self._keep_large(self._fuzzy)
+        self.sample, self._kept = kept
+        make_durable(self._workshop.folder, [kept.handle])
+        return kept.sample
+
+    def _keep_small(self) -> Kept:
+        data = bytes(self._waiting)
+        kind = self._kind or self._workshop.types.here().from_buffer(data)
+        return keep(self._workshop.folder, data, kind, lambda: self._given_up)
+
+    def _keep_large(self, fuzzy: ssdeep.Hash) -> Kept:
         self._flush()
         kind = self._workshop.types.here().from_file(str(self._path))
-        return self._keep(self._fuzzy.digest(), kind)
-
-    def _take(self) -> bytes:
-        data = bytes(self._waiting)
-        self._waiting.clear()
-        return data
+        sample = self._digests.sample(fuzzy.digest(), kind)
+        final = self._workshop.folder / sample.sha256
+        handle = adopted(final, self.size)
+        if handle < 0 and self._path is not None:
+            publish(self._path, self._handle, final, lambda: self._given_up)
+            handle, self._handle, self._path = self._handle, -1, None
+        self._remove()
+        return Kept(sample, handle)
 
     def _flush(self) -> None:
-        data = self._take()
-        self._save(data)
-        self._hash(data)
+        data = bytes(self._waiting)
+        self._waiting.clear()
+        with disk_errors("the upload"):
+            if self._handle < 0:
+                self._path, self._handle = incoming(self._workshop.folder)
+            write_all(self._handle, data)
+        self._digests.update(data)
         if self._fuzzy is None:
             self._fuzzy = ssdeep.Hash()
         self._fuzzy.update(data)
-
-    def _hash(self, data: bytes) -> None:
-        for digest in self._hashes:
-            digest.update(data)
-        self._crc32 = zlib.crc32(data, self._crc32)
-
-    def _save(self, data: bytes) -> None:
-        with disk_errors("the upload"):
-            if self._handle < 0:
-                self._path, self._handle = _incoming(self._workshop.folder)
-            write_all(self._handle, data)
-
-    def _keep(self, fuzzy: str, kind: str, unsaved: bytes | None = None) -> NewSample:
-        md5, sha1, sha256, sha512 = (digest.hexdigest() for digest in self._hashes)
-        final = self._workshop.folder / sha256
-        self._kept = _adopted(final, self.size)
-        if self._kept < 0:
-            if unsaved is not None:
-                self._save(unsaved)
-            self._publish(final)
-        # also for a file that is there: another upload may have renamed it a moment ago
-        with disk_errors("the upload"):
-            sync_folder(self._workshop.folder)
-        self._remove()
-        return NewSample(
-            md5=md5,
-            sha1=sha1,
-            sha256=sha256,
-            sha512=sha512,
-            crc32=f"{self._crc32:08X}",
-            ssdeep=fuzzy,
-            file_size=self.size,
-            file_type=kind,
-        )
-
-    def _publish(self, final: Path) -> None:
-        with disk_errors("the upload"):
-            os.fsync(self._handle)
-            if self._path is None or self._given_up:
-                raise Unavailable("The upload was given up")
-            self._path.rename(final)
-            self._path = None
-        # its lock goes on holding, now beside those of others who keep the same file
-        fcntl.flock(self._handle, fcntl.LOCK_SH)
-        self._kept, self._handle = self._handle, -1
 
     def _remove(self) -> None:
         if self._handle >= 0:
@@ -198,66 +201,6 @@ class Upload:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove uploads whose process is gone; another living process' ones are locked, and stay."""
-    for path in folder.glob(f"{INCOMING}*"):
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        except OSError:  # finished or removed meanwhile
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(handle)
-
-
-def _incoming(folder: Path) -> tuple[Path, int]:
-    """A new file, locked for as long as it is open."""
-    while True:
-        path = folder / f"{INCOMING}{secrets.token_hex(8)}"
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(handle).st_nlink:
-                return path, handle
-        except BlockingIOError:
-            pass
-        # a process that starts took it for a leftover, between its making and its locking
-        os.close(handle)
-        path.unlink(missing_ok=True)
-
-
-def _adopted(path: Path, size: int) -> int:
-    """The sample that is there already, whole, open and locked against removal; -1 if it is not."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return -1
-    fcntl.flock(handle, fcntl.LOCK_SH)  # who removes a sample does it in a moment
-    found = os.fstat(handle)
-    if stat.S_ISREG(found.st_mode) and found.st_size == size and found.st_nlink:
-        return handle
-    os.close(handle)
-    return -1
-
-
-def locked_alone(path: Path) -> int:
-    """The file, locked so that no upload adopts it; -1 where one has it, or it is not there."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return -1
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return -1
-    return handle
 
 
 async def _ended(work: asyncio.Future[T]) -> None:

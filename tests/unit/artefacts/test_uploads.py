@@ -9,11 +9,12 @@ import threading
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ssdeep
 
-from cuckoo_api.artefacts import Artefacts, upload
+from cuckoo_api.artefacts import Artefacts, keep, upload
 from cuckoo_api.model.sample import NewSample
 
 pytestmark = pytest.mark.slow
@@ -94,13 +95,13 @@ async def test_an_upload_of_a_living_process_is_no_leftover(
 async def test_a_client_that_hangs_up_at_the_end_leaves_nothing(
     artefacts: Artefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    loop, fsync = asyncio.get_running_loop(), os.fsync
+    loop, publish = asyncio.get_running_loop(), keep.publish
     reached, go_on = asyncio.Event(), threading.Event()
 
-    def slow_fsync(handle: int) -> None:
+    def slow_publish(*arguments: Any) -> None:
         loop.call_soon_threadsafe(reached.set)
         assert go_on.wait(10)
-        fsync(handle)
+        publish(*arguments)
 
     discarded_late: list[bool] = []
     discard = upload.Upload.discard
@@ -109,7 +110,8 @@ async def test_a_client_that_hangs_up_at_the_end_leaves_nothing(
         discarded_late.append(go_on.is_set())
         await discard(self)
 
-    monkeypatch.setattr(os, "fsync", slow_fsync)
+    for module in (keep, upload):
+        monkeypatch.setattr(module, "publish", slow_publish)
     monkeypatch.setattr(upload.Upload, "discard", watched_discard)
     task = asyncio.create_task(send(artefacts, b"z" * size))
     await reached.wait()

@@ -196,4 +196,4 @@ async def test_a_large_upload_and_many_small_ones_need_little_memory(site: Site)
         finally:
             tracemalloc.stop()
         assert reply.status == 200
-        assert peak < 1 << 20  # and the client is in this process too
+        assert peak < 5 << 18  # and the client is in this process too

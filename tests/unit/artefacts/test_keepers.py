@@ -1,0 +1,128 @@
+"""Small uploads that come together: processes keep them, and may die of them."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cuckoo_api.artefacts import Artefacts, keepers
+from cuckoo_api.model.sample import NewSample
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+async def artefacts(tmp_path: Path) -> AsyncIterator[Artefacts]:
+    """With its processes running: a crowd came by before."""
+    artefacts = Artefacts(tmp_path)
+    await artefacts.open()
+    await send_all(artefacts, [b"a crowd", b"of two"])
+    await until(lambda: len(ready(artefacts)) == keepers.COUNT)
+    yield artefacts
+    await artefacts.close()
+
+
+def ready(artefacts: Artefacts) -> list[int]:
+    """The processes that are of use."""
+    return [k.pid for k in artefacts._workshop.keepers._all if k.is_ready]
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not happened():
+            await asyncio.sleep(0.01)
+
+
+async def send(artefacts: Artefacts, data: bytes) -> NewSample:
+    async with artefacts.receive(max_size=1 << 30) as incoming:
+        await incoming.write(data)
+        return await incoming.finish()
+
+
+async def send_all(artefacts: Artefacts, datas: list[bytes]) -> list[NewSample]:
+    return await asyncio.gather(*(send(artefacts, data) for data in datas))
+
+
+async def test_a_lone_upload_starts_no_process(tmp_path: Path) -> None:
+    artefacts = Artefacts(tmp_path)
+    await artefacts.open()
+    for data in (b"one", b"after", b"the", b"other"):
+        await send(artefacts, data)
+    assert artefacts._workshop.keepers._all == []
+    await artefacts.close()
+
+
+async def test_they_say_what_a_thread_says(artefacts: Artefacts, tmp_path: Path) -> None:
+    elf = Path("/bin/true").read_bytes()[:20_000]
+    datas = [b"x", elf, b"y" * (keepers.BLOCK - 1), *(b"%d" % n for n in range(40))]
+    samples = await send_all(artefacts, datas)
+    alone = Artefacts(tmp_path / "alone")
+    await alone.open()
+    assert samples == [await send(alone, data) for data in datas]
+    for data, sample in zip(datas, samples, strict=True):
+        assert artefacts.binary(sample.sha256).read_bytes() == data
+    await alone.close()
+
+
+async def test_the_same_file_twice_at_once_is_one(artefacts: Artefacts, tmp_path: Path) -> None:
+    before = len(os.listdir(tmp_path / "binaries"))
+    samples = await send_all(artefacts, [b"the same"] * 8)
+    assert len(set(samples)) == 1
+    assert len(os.listdir(tmp_path / "binaries")) == before + 1
+
+
+async def test_nobody_removes_what_one_of_them_keeps(artefacts: Artefacts) -> None:
+    async with artefacts.receive(max_size=100) as incoming:
+        await incoming.write(b"kept")
+        sample = await incoming.finish()
+        with artefacts.binary(sample.sha256).open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with artefacts.binary(sample.sha256).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+async def test_what_one_dies_of_is_kept_all_the_same(artefacts: Artefacts) -> None:
+    """As libmagic might die of a hostile file: the server does not look at it as well."""
+    victims = ready(artefacts)
+    for pid in victims:
+        os.kill(pid, signal.SIGSTOP)
+    sending = asyncio.create_task(send(artefacts, b"#!/bin/sh\n"))
+    await asyncio.sleep(0)
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    sample = await sending
+    assert sample.sha256 == hashlib.sha256(b"#!/bin/sh\n").hexdigest()
+    assert sample.file_type == "data"
+    assert ready(artefacts) == []
+    await send_all(artefacts, [b"a new", b"crowd"])
+    await until(lambda: len(ready(artefacts)) == keepers.COUNT)
+    assert (await send(artefacts, b"#!/bin/sh\n#")).file_type.startswith("POSIX shell script")
+
+
+async def test_a_full_disk_is_told_with_its_reason(artefacts: Artefacts, tmp_path: Path) -> None:
+    folder = tmp_path / "binaries"
+    folder.rename(tmp_path / "away")  # they fail, then the server does, and says why
+    with pytest.raises(FileNotFoundError):
+        await send(artefacts, b"no place")
+    (tmp_path / "away").rename(folder)
+    await send(artefacts, b"a place")
+
+
+async def test_none_is_left_after_the_end(tmp_path: Path) -> None:
+    artefacts = Artefacts(tmp_path)
+    await artefacts.open()
+    await send_all(artefacts, [b"a crowd", b"of two"])
+    await until(lambda: len(ready(artefacts)) == keepers.COUNT)
+    pids = ready(artefacts)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    await artefacts.close()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert len(os.listdir("/proc/self/fd")) == descriptors - keepers.COUNT
