@@ -25,6 +25,7 @@ class Deadlines:
     close: float = 10
     labels: float = 5
     state: float = 5
+    inspect: float = 5
     start: float = 60
     """restore_and_start."""
     power_off: float = 10

@@ -15,6 +15,7 @@ from cuckoo_api.machinery import (
     Capability,
     GuestAddress,
     MachineConfig,
+    MachineFacts,
     MachineNotFound,
     MachineryBackend,
     MachineryError,
@@ -92,6 +93,13 @@ class Hypervisor:
             return MachineState(answer)
         except ValueError as exc:
             raise MachineryError(f"{self.name}: state of {label} is {answer!r}") from exc
+
+    async def inspect(self, label: str) -> MachineFacts:
+        """What the hypervisor knows of the machine; NotSupported where it cannot tell (INSPECT)."""
+        facts = await self._call(self.backend, "inspect", label, seconds=self.deadlines.inspect)
+        if not isinstance(facts, MachineFacts):
+            raise MachineryError(f"{self.name}: inspect of {label} is {facts!r}")
+        return facts
 
     async def restore_and_start(self, label: str, snapshot: str) -> None:
         """Revert and start; see the contract. What to do after a failure is the caller's."""

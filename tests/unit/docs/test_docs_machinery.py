@@ -139,6 +139,7 @@ def test_the_times_are_those_that_the_core_allows() -> None:
         "close": deadlines.close,
         "labels": deadlines.labels,
         "state": deadlines.state,
+        "inspect": deadlines.inspect,
         "restore_and_start": deadlines.start,
         "power_off": deadlines.power_off,
         "screenshot": deadlines.screenshot,
