@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import importlib
 import inspect
 import re
 import sys
-import tomllib
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +21,6 @@ from cuckoo_api.fleet import load_plugins
 from cuckoo_api.fleet.deadlines import Deadlines
 from cuckoo_api.machinery import (
     API_VERSION,
-    PROJECT_NAME,
     BackendConfig,
     Capability,
     MachineryBackend,
@@ -30,26 +31,30 @@ from cuckoo_api.machinery import (
 )
 from cuckoo_api.settings import Settings, load_settings
 from cuckoo_api.testing.conformance import OPTIONAL_CALLS, Rig
-from cuckoo_api.testing.fake import FakeBackend
 from cuckoo_machinery_qemu.backend import QemuBackend
+from folderplugin import write_folder_plugin
+from supportmatrix import capabilities, with_matrix
 
 pytestmark = pytest.mark.slow
 
 PAGE = page("docs/machinery.md")
 
+_folder = tempfile.TemporaryDirectory(prefix="folder-")
+atexit.register(_folder.cleanup)  # pytest has no fixtures yet when it looks for the suite's tests
+EXAMPLE = write_folder_plugin(Path(_folder.name))
+sys.path[:0] = [str(EXAMPLE / "src")]
+FOLDER = importlib.import_module("cuckoo_machinery_folder.plugin")
 
-def module(name: str) -> ModuleType:
-    """A block of the page as the module that its title names."""
-    made = ModuleType(name)
-    sys.modules[name] = made
-    exec(compile(block(PAGE, f"{name}.py"), f"docs/machinery.md: {name}.py", "exec"), vars(made))
+
+def conformance() -> ModuleType:
+    """The page's own test."""
+    path = EXAMPLE / "tests/test_conformance.py"
+    made = ModuleType("folder_conformance")
+    exec(compile(path.read_text(), path, "exec"), vars(made))
     return made
 
 
-FOLDER = module("cuckoo_machinery_folder")
-
-
-class TestTheExample(module("test_folder").TestFolder):  # type: ignore[misc]  # made of text
+class TestTheExample(conformance().TestFolder):  # type: ignore[misc]  # made of text
     """The page's own test: the whole conformance suite on the page's own backend."""
 
 
@@ -70,11 +75,6 @@ def test_the_server_takes_the_example_as_a_plugin() -> None:
     assert plugin.api_version == API_VERSION
 
 
-def test_the_example_s_package_names_the_module_under_the_right_entry_point() -> None:
-    project = tomllib.loads(block(PAGE, "pyproject.toml"))["project"]
-    assert project["entry-points"] == {PROJECT_NAME: {"folder": FOLDER.__name__}}
-
-
 def test_the_example_s_configuration_is_read_without_a_warning(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/cuckoo.conf").write_text("[cuckoo]\nmachinery = folder\n")
@@ -83,7 +83,7 @@ def test_the_example_s_configuration_is_read_without_a_warning(tmp_path: Path) -
         (tmp_path / "conf/folder.conf").write_text(text)
         settings = load_settings(tmp_path, [plugin])
         assert settings.warnings == ()
-    assert [m.ip for m in settings.machinery["folder"].machines] == ["127.0.0.2"]
+    assert [m.ip for m in settings.machinery["folder"].machines] == ["127.0.0.1"]
 
 
 def test_the_other_snippets_run(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_other_snippets_run(tmp_path: Path) -> None:
         "Rig": Rig,
         "make": FOLDER.FolderBackend,
         "settings": Settings(cwd=tmp_path),
-        FOLDER.__name__: FOLDER,
+        "cuckoo_machinery_folder": sys.modules["cuckoo_machinery_folder"],
     }
     snippets = [b.text for b in blocks(PAGE) if b.language == "python" and not b.title]
     assert len(snippets) == 2
@@ -161,15 +161,22 @@ def test_every_state_and_every_error_is_documented() -> None:
     assert set(table(section(PAGE, "Errors"))) == errors - {"MachineryError"}
 
 
-@pytest.mark.parametrize(("column", "backend"), [("qemu", QemuBackend), ("fake", FakeBackend)])
-def test_the_capability_table_is_what_the_backends_declare(
-    column: str, backend: type[MachineryBackend]
-) -> None:
+def test_every_capability_is_explained() -> None:
     documented = table(section(PAGE, "Capabilities"))
     assert list(documented) == [flag.name for flag in Capability]
-    can = {name for name, row in documented.items() if row[column] == "yes"}
-    assert can == {flag.name for flag in backend.capabilities}
-    assert {row[column] for row in documented.values()} <= {"yes", "no"}
+
+
+def test_the_support_matrix_is_what_the_backends_declare() -> None:
+    assert with_matrix(PAGE) == PAGE, "write it anew with: python -m tests.supportmatrix"
+
+
+def test_the_support_matrix_has_a_column_for_each_backend_in_the_tree() -> None:
+    shown = table(section(PAGE, "Which backend has it"))
+    assert list(shown) == [flag.name for flag in Capability]
+    assert list(shown["REBOOT"])[1:] == [f"`{name}`" for name in capabilities()]
+    can = {name for name, row in shown.items() if row["`qemu`"] == "yes"}
+    assert can == {flag.name for flag in QemuBackend.capabilities}
+    assert {cell for row in shown.values() for cell in list(row.values())[1:]} <= {"yes", "no"}
 
 
 def test_every_field_of_a_rig_is_documented_with_its_default() -> None:
