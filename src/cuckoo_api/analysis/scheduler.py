@@ -226,7 +226,9 @@ class Scheduler:
         folder = self._workshop.artefacts.analysis(task_id)
         lap = self._workshop.meter.laps()
         try:
-            errors = await make_report(folder.path, task, machine, self._settings.processing)
+            errors = await make_report(
+                folder.path, task, machine, self._settings.processing, self._settings.cwd
+            )
         except ProcessingFailed as exc:
             log.exception("report.failed", task_id=task_id)
             await tasks.transition(

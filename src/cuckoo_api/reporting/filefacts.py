@@ -56,10 +56,9 @@ def _digest(locality: tlsh.Tlsh) -> str | None:
     """The TLSH; None for what is too short or too uniform to have one."""
     try:
         locality.final()
+        return str(locality.hexdigest())
     except ValueError:
         return None
-    digest = str(locality.hexdigest())
-    return digest if locality.is_valid else None
 
 
 def file_type(head: bytes) -> str:

@@ -61,9 +61,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[str]
     messages: list[str]
     """For ``debug.errors``: what earlier runs for the same report had to say."""
+    cwd: str
+    """The server's working directory, where rules and signatures of the user's own lie."""
     parent: int
     """The process that must be alive for this one to go on."""
     size_limit: int
+    seconds: int
+    """For one step."""
     memory: int
     cpu: int
 

@@ -12,9 +12,11 @@ import msgspec
 from cuckoo_api.reporting.bounds import Notes, clip
 from cuckoo_api.reporting.evidence import Evidence
 from cuckoo_api.reporting.job import MAX_MESSAGE, Job, Reply, Request
+from cuckoo_api.reporting.parts import Parts
 from cuckoo_api.reporting.reporters.jsonreport import write_json_report
-from cuckoo_api.reporting.sections import PROCESSORS, REPORT, SIGNATURES, empty
+from cuckoo_api.reporting.sections import PROCESSORS, REPORT, SIGNATURES, YARA, empty
 from cuckoo_api.reporting.signatures import Facts, match_signatures
+from cuckoo_api.reporting.yara.step import add_matches
 
 Processor = Callable[[Evidence, Job, Notes], Any]
 
@@ -22,6 +24,7 @@ Processor = Callable[[Evidence, Job, Notes], Any]
 def run_pipeline(request: Request, processors: Mapping[str, str] = PROCESSORS) -> Iterator[Reply]:
     """Do the request's steps; one reply after each. Never raises for what a step ran into."""
     evidence = Evidence(Path(request.folder), request.size_limit)
+    parts = Parts(request.sections)
     messages = list(request.messages)
     for step in request.steps:
         notes = Notes()
@@ -29,39 +32,25 @@ def run_pipeline(request: Request, processors: Mapping[str, str] = PROCESSORS) -
         try:
             if step == REPORT:
                 write_json_report(request, messages)
+            elif step == YARA:
+                add_matches(evidence, parts, Path(request.cwd), request.seconds, notes)
             elif step == SIGNATURES:
-                _keep(request, step, match_signatures(_facts(request), notes))
+                parts.keep(step, match_signatures(_facts(request, parts), notes))
             else:
                 run: Processor = importlib.import_module(processors[step]).run
-                _keep(request, step, run(evidence, request.job, notes))
+                parts.keep(step, run(evidence, request.job, notes))
         except Exception as exc:  # noqa: BLE001 - a step that fails must not cost the report
             errors.append(clip(f"{step}: {type(exc).__name__}: {exc}", MAX_MESSAGE))
         messages += errors + notes.lines
         yield Reply(step=step, errors=errors, notes=notes.lines)
 
 
-def _keep(request: Request, step: str, section: Any) -> None:
-    """Write a part beside and rename: one that is half written does not exist."""
-    path = Path(request.sections) / f"{step}.json"
-    beside = path.with_suffix(".part")
-    beside.write_bytes(msgspec.json.encode(section))
-    beside.replace(path)
-
-
-def _facts(request: Request) -> Facts:
+def _facts(request: Request, parts: Parts) -> Facts:
     """What the signatures look at; a part that failed is empty."""
-    parts = {
-        name: _part(Path(request.sections) / f"{name}.json", empty(name, request.job))
-        for name in ("behavior", "network", "dropped")
-    }
     # the parts are JSON as it lies on the disk: what no signature needs is never decoded
-    text = b",".join(b'"%s":%s' % (name.encode(), part) for name, part in parts.items())
+    text = b",".join(
+        b'"%s":%s' % (name.encode(), parts.raw(name, empty(name, request.job)))
+        for name in ("behavior", "network", "dropped")
+    )
     head = msgspec.json.encode({"category": request.job.category, "target": request.job.target})
     return msgspec.json.decode(head[:-1] + b"," + text + b"}", type=Facts)
-
-
-def _part(path: Path, instead: Any) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return msgspec.json.encode(instead)

@@ -26,9 +26,11 @@ PROCESSORS: Mapping[str, str] = {
 """The report's key and the module that makes it, in the order in which they run. They are named
 and not imported here: a library that cannot be loaded costs its own part only."""
 
+YARA = "yara"
+"""No part of its own: what the rules match goes into the parts that list files."""
 SIGNATURES = "signatures"
 REPORT = "report"
-STEPS: tuple[str, ...] = (*PROCESSORS, SIGNATURES, REPORT)
+STEPS: tuple[str, ...] = (*PROCESSORS, YARA, SIGNATURES, REPORT)
 """All that the worker does, in order."""
 
 EMPTY: Mapping[str, Any] = {

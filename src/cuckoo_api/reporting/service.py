@@ -61,13 +61,15 @@ async def make_report(
     task: Task,
     machine: Machine | None,
     limits: ProcessingSection,
+    cwd: Path,
     *,
     worker: Sequence[str] = WORKER,
 ) -> list[str]:
     """Make ``reports/report.json`` of an analysis folder; an earlier one is replaced at the end.
 
-    All parsing happens in a worker process with limits of its own. What a step failed on, also by
-    ending or outstaying its process, is returned, and stands in the report's ``debug.errors``.
+    All parsing happens in a worker process with limits of its own. ``cwd`` is where the user's own
+    rules and signatures lie. What a step failed on, also by ending or outstaying its process, is
+    returned, and stands in the report's ``debug.errors``.
     Raises ProcessingFailed when no report could be written.
     """
     sections = await asyncio.to_thread(_prepare, folder)
@@ -80,8 +82,10 @@ async def make_report(
                 job=Job.of(task, machine),
                 steps=list(progress.steps),
                 messages=list(progress.messages),
+                cwd=str(cwd.absolute()),
                 parent=os.getpid(),
                 size_limit=limits.analysis_size_limit,
+                seconds=limits.worker_timeout,
                 memory=limits.worker_memory,
                 cpu=limits.worker_timeout * len(progress.steps),
             )

@@ -11,7 +11,15 @@ from pathlib import Path
 from cuckoo_api.machinery import MachineryPlugin
 
 CORE_FILES = ("cuckoo.conf", "routing.conf", "tokens.conf")
-FOLDERS = ("conf", "storage", "storage/analyses", "storage/binaries", "log")
+FOLDERS = (
+    "conf",
+    "conf/yara",
+    "log",
+    "signatures",
+    "storage",
+    "storage/analyses",
+    "storage/binaries",
+)
 
 
 def find_cwd(given: str | None) -> Path:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import ssdeep
+import tlsh
 
 from cuckoo_api.model.sample import Sample
+from cuckoo_api.reporting import urls
 from cuckoo_api.reporting.bounds import Notes
 from cuckoo_api.reporting.evidence import Evidence, NotRegular
 from cuckoo_api.reporting.job import Job
@@ -25,10 +28,13 @@ from cuckoo_api.reporting.processors import (
     strings,
     target,
 )
+from cuckoo_api.reporting.urls import UrlFinder
 
 pytestmark = pytest.mark.slow
 
 Put = Callable[[bytes], None]
+
+WIDE = "\xffhttps://wide.test:8443/p\xff".encode("utf-16-le")
 
 
 def test_a_file_target_is_named_hashed_and_typed(
@@ -47,6 +53,55 @@ def test_a_file_target_is_named_hashed_and_typed(
     assert file["type"].startswith("ASCII text")
     assert file["yara"] == []
     assert file["path"] == f"storage/binaries/{file['sha256']}"
+
+
+def test_a_target_s_similarity_hashes_and_addresses(
+    sample: Put, evidence: Evidence, job: Job, notes: Notes
+) -> None:
+    text = b"".join(b"line %d of a text that differs a little each time\n" % n for n in range(90))
+    sample(text + b'<a href="HTTP://one.test/a?b=1">, (ftp://two.test/x). ' + WIDE)
+
+    file = target.run(evidence, job, notes)["file"]
+
+    assert tlsh.diff(file["tlsh"], tlsh.hash(text)) < 50
+    assert ssdeep.compare(file["ssdeep"], ssdeep.hash(text)) > 80
+    assert file["urls"] == ["http://one.test/a?b=1", "ftp://two.test/x", "https://wide.test:8443/p"]
+
+
+@pytest.mark.parametrize("content", [b"", b"too short", b"a" * 5000])
+def test_what_has_no_tlsh(
+    content: bytes, sample: Put, evidence: Evidence, job: Job, notes: Notes
+) -> None:
+    sample(content)
+
+    assert target.run(evidence, job, notes)["file"]["tlsh"] is None
+
+
+def test_an_address_is_found_once_however_the_file_is_cut() -> None:
+    content = (
+        b"\0xhttp://no.test/ news://no.test/ wss://a.test/s http://a.test http://a.test/." + WIDE
+    )
+    whole, cut = UrlFinder(), UrlFinder()
+    whole.feed(content)
+    for place in range(0, len(content), 7):
+        cut.feed(content[place : place + 7])
+    for finder in (whole, cut):
+        finder.finish()
+
+    assert sorted(cut.urls) == sorted(whole.urls)
+    assert whole.urls == [
+        "wss://a.test/s", "http://a.test", "http://a.test/", "https://wide.test:8443/p",
+    ]  # fmt: skip
+
+
+def test_addresses_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(urls, "MAX_URLS", 2)
+    finder = UrlFinder()
+    for number in range(9):
+        finder.feed(b"http://h%d.test/ " % number * 500)
+    finder.finish()
+
+    assert finder.urls == ["http://h0.test/", "http://h1.test/"]
 
 
 def test_a_target_that_is_gone_is_what_was_submitted(
@@ -189,7 +244,7 @@ def test_pictures_dumps_and_logs(folder: Path, evidence: Evidence, job: Job, not
         "shots/0002.jpg",
     ]
     assert procmemory.run(evidence, job, notes) == [
-        {"pid": 12, "num": 1, "name": "12-1", "file": "memory/12-1.dmp", "size": 3}
+        {"pid": 12, "num": 1, "name": "12-1", "file": "memory/12-1.dmp", "size": 3, "yara": []}
     ]
     assert debug.run(evidence, job, notes) == {
         "log": ["one", "two \\xff"],

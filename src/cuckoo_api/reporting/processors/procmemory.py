@@ -15,7 +15,7 @@ _DUMP = re.compile(r"([0-9]{1,10})-([0-9]{1,6})\.dmp", re.ASCII)
 
 
 def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
-    """The report's ``procmemory``: ``{"pid", "num", "name", "file", "size"}`` for each dump."""
+    """The report's ``procmemory``: ``{"pid", "num", "name", "file", "size", "yara"}`` of each."""
     matches = [match for name in evidence.names("memory") if (match := _DUMP.fullmatch(name))]
     entries = []
     for match in take(matches, MAX_DUMPS, notes, "procmemory"):
@@ -31,6 +31,7 @@ def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
                 "name": match[0].removesuffix(".dmp"),
                 "file": f"memory/{match[0]}",
                 "size": size,
+                "yara": [],
             }
         )
     return entries

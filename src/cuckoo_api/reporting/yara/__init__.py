@@ -1,0 +1,1 @@
+"""YARA: the rules of the working directory, and what they match."""

@@ -1,0 +1,73 @@
+"""The process that makes a report: what it may do, and what is left when it dies."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cuckoo_api.model.task import Task
+from cuckoo_api.reporting.service import WORKER, make_report
+from cuckoo_api.settings import ProcessingSection
+
+pytestmark = pytest.mark.slow
+
+Put = Callable[[bytes], None]
+TASK = Task(id=7, category="file", target="/x/sample.sh", added_on="2026-01-01 00:00:00")
+
+CRASHES = """
+import os, signal, sys, types
+from cuckoo_api.reporting.sections import PROCESSORS
+from cuckoo_api.reporting.worker import main
+module = sys.modules["crashes"] = types.ModuleType("crashes")
+module.run = lambda *_: {0}
+main({{**PROCESSORS, "static": "crashes"}})
+"""
+
+
+async def report(folder: Path, cwd: Path, worker: Sequence[str] = WORKER) -> dict[str, Any]:
+    await make_report(folder, TASK, None, ProcessingSection(), cwd, worker=worker)
+    made: dict[str, Any] = json.loads((folder / "reports" / "report.json").read_bytes())
+    return made
+
+
+async def test_rules_run_within_the_worker_s_limits(
+    folder: Path, sample: Put, tmp_path: Path
+) -> None:
+    rules = tmp_path / "conf" / "yara" / "a.yar"
+    rules.parent.mkdir(parents=True)
+    rules.write_text(
+        'rule broken { condition: no }\nrule good { strings: $a = "echo" condition: $a }'
+    )
+    sample(b"#!/bin/sh\necho hello\n")
+
+    made = await report(folder, tmp_path)
+
+    assert [match["name"] for match in made["target"]["file"]["yara"]] == ["good"]
+    [said] = [line for line in made["debug"]["errors"] if "yara" in line]
+    assert said.startswith("conf/yara/a.yar:1: the rule broken was left out: unknown identifier")
+    assert made["static"]["script"]["language"] == "shell"
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "static: the worker was ended by SIGSEGV"),
+        ("bytearray(1 << 31)", "static: MemoryError: "),
+    ],
+)
+async def test_a_parser_that_breaks_costs_its_own_part(
+    folder: Path, sample: Put, tmp_path: Path, what: str, sentence: str
+) -> None:
+    sample(b"#!/bin/sh\necho hello\n")
+
+    made = await report(folder, tmp_path, (sys.executable, "-c", CRASHES.format(what)))
+
+    assert sentence in made["debug"]["errors"]
+    assert made["static"] == {}
+    assert made["strings"] == ["#!/bin/sh", "echo hello"]
+    assert made["target"]["file"]["size"] == 21
