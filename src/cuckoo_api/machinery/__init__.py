@@ -26,6 +26,7 @@ from cuckoo_api.machinery.types import (
     MachineFacts,
     MachineState,
     Option,
+    Secret,
     Service,
     StateChange,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "NotSupported",
     "OperationTimedOut",
     "Option",
+    "Secret",
     "Service",
     "SnapshotNotFound",
     "StateChange",

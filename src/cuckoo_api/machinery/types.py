@@ -37,6 +37,15 @@ class Capability(enum.Flag):
     INSPECT = enum.auto()
 
 
+class Secret(str):
+    """A value that no ``repr`` shows. In all else it is the text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One key that a plugin reads from its configuration file.
@@ -51,6 +60,8 @@ class Option:
     help: str = ""
     choices: tuple[str, ...] = ()
     """Allowed values, lower case; empty means any."""
+    secret: bool = False
+    """A password or the like: the value comes as a :class:`Secret`. Never put it into an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +117,17 @@ class MachineFacts:
     """
 
     snapshots: tuple[str, ...] = ()
-    """Names as the hypervisor has them; a name that it has twice stands here twice."""
+    """All of them, by the names that ``snapshot`` takes; a name that it has twice stands here
+    twice."""
     current_snapshot: str = ""
     """The one that an empty ``snapshot`` restores."""
     platform: str = ""
     """``windows``, ``linux`` or ``darwin``, where the hypervisor was told."""
     ip: str = ""
     """The guest's address, where the hypervisor has one now."""
+    uuid: str = ""
+    """What no other machine has, whatever label it goes by: two machines of the configuration
+    that have the same are one."""
     faults: tuple[str, ...] = ()
     """Why the machine cannot be used as it is, each with what to do; a missing snapshot is not
     among them, for the core compares the names."""

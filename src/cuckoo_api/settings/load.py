@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from cuckoo_api.machinery import MachineConfig, MachineryPlugin, Option
+from cuckoo_api.machinery import MachineConfig, MachineryPlugin, Option, Secret
 from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.settings.ini import Findings, IniFile
 from cuckoo_api.settings.tokens import Token, read_tokens
@@ -207,7 +207,7 @@ def _options(file: IniFile, section: str, declared: Sequence[Option]) -> dict[st
             value = file.choice(section, option.name, option.default, option.choices)
         else:
             value = file.text(section, option.name) or option.default
-        values[option.name] = value
+        values[option.name] = Secret(value) if option.secret else value
     return values
 
 

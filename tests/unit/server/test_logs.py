@@ -12,6 +12,7 @@ import pytest
 import structlog
 from servekit import serving
 
+from cuckoo_api.machinery import Secret
 from cuckoo_api.server.logs import configure_logs
 from cuckoo_api.settings import Settings
 
@@ -37,7 +38,7 @@ def test_every_line_is_json_where_no_terminal_is() -> None:
     configure_logs(stream=stream)
     log = structlog.get_logger()
     with structlog.contextvars.bound_contextvars(task_id=7):
-        log.info("machine.leased", machine="one", odd=object)
+        log.info("machine.leased", machine="one", odd=object, pwd=Secret("s3"))
     try:
         fail()
     except ValueError:
@@ -47,6 +48,7 @@ def test_every_line_is_json_where_no_terminal_is() -> None:
     leased, bug, library = lines(stream)
     assert (leased["event"], leased["machine"], leased["task_id"]) == ("machine.leased", "one", 7)
     assert (leased["level"], leased["odd"]) == ("info", "<class 'object'>")
+    assert leased["pwd"] == "'***'"
     assert leased["timestamp"].endswith("Z")
     assert bug["exception"].endswith("ValueError: 6 letters")
     assert (library["event"], library["logger"]) == ("of the library", "aiohttp")

@@ -29,8 +29,15 @@ PLUGIN = MachineryPlugin(
     name="qemu",
     api_version=API_VERSION,
     backend=backend,
-    options=(Option("network", "auto", choices=("auto", "bridge", "user")),),
-    machine_options=(Option("image"), Option("memory", "256")),
+    options=(
+        Option("network", "auto", choices=("auto", "bridge", "user")),
+        Option("pwd", secret=True),
+    ),
+    machine_options=(
+        Option("image"),
+        Option("memory", "256"),
+        Option("pin", secret=True),
+    ),
     default_conf="[qemu]\nmachines =\n",
 )
 
@@ -74,7 +81,7 @@ def test_machines_are_read_with_the_plugin_s_keys(tmp_path: Path) -> None:
         ),
     )
     qemu = load_settings(tmp_path, [PLUGIN]).machinery["qemu"]
-    assert qemu.options == {"network": "bridge", "interface": "br0"}
+    assert qemu.options == {"network": "bridge", "pwd": "", "interface": "br0"}
     one, two = qemu.machines
     assert (one.name, one.label, one.ip, one.tags) == ("one", "one-label", "10.0.0.2", ("a", "b"))
     assert (one.platform, one.interface) == ("linux", "br0")
@@ -149,6 +156,22 @@ def test_the_token_is_never_shown(tmp_path: Path) -> None:
     settings = load_settings(tmp_path, [PLUGIN])
     assert settings.cuckoo.api_token == "sekret"
     assert "sekret" not in repr(settings)
+
+
+def test_a_hypervisor_s_password_is_never_shown(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        qemu="[qemu]\nmachines = one\npwd = sekret\n[one]\nip = 10.0.0.2\npin = sekret2\n",
+    )
+    settings = load_settings(tmp_path, [PLUGIN])
+    qemu = settings.machinery["qemu"]
+    assert (qemu.options["pwd"], qemu.machines[0].options["pin"]) == ("sekret", "sekret2")
+    config = BackendConfig(
+        name="qemu", machines=qemu.machines, state_dir=tmp_path, options=qemu.options
+    )
+    for shown in (settings, qemu, config, dataclasses.asdict(config), qemu.machines):
+        assert "'pwd'" in repr(shown) or "'pin'" in repr(shown)
+        assert "sekret" not in repr(shown)
 
 
 def test_init_fills_a_directory_and_keeps_what_was_edited(tmp_path: Path) -> None:
