@@ -1,6 +1,6 @@
 """Speed and memory, as ratios: ``tox -e bench``.
 
-    python -m tests.bench [start] [lease] [memory] [throughput]
+    python -m tests.bench [start] [lease] [memory] [crowd] [throughput]
 
 Whatever is compared is measured in turns in the same run, and the median round counts: the order
 of two runs on a busy machine is worth more than their code. Exit code 1 when a target is missed.
@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import lease, memory, start, throughput
+from . import crowd, lease, memory, start, throughput
 from .figure import Figure
 
 BENCHES = {
     "start": start.measure,
     "lease": lease.measure,
     "memory": memory.measure,
+    "crowd": crowd.measure,
     "throughput": throughput.measure,
 }
 

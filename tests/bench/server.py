@@ -31,13 +31,13 @@ class Server:
 
 
 @contextmanager
-def real_server(cwd: Path) -> Iterator[Server]:
-    """``cuckoo api`` as a user starts it, but without machines: its 1,000 tasks go on waiting."""
+def real_server(cwd: Path, *, tasks: int = TASKS) -> Iterator[Server]:
+    """``cuckoo api`` as a user starts it, but without machines: its tasks go on waiting."""
     init_cwd(cwd, [])
     conf = cwd / "conf" / "cuckoo.conf"
     conf.write_text(with_value(conf.read_text(), "cuckoo", "machinery", ""))
     token = load_settings(cwd, []).cuckoo.api_token
-    asyncio.run(fill(cwd / "cuckoo.db"))
+    asyncio.run(fill(cwd / "cuckoo.db", tasks))
     with _process(
         "cuckoo_api", "--cwd", str(cwd), "api", "-p", "0", log=cwd / "log/server"
     ) as made:
@@ -51,10 +51,10 @@ def bare_server(log: Path) -> Iterator[Server]:
         yield Server(*made)
 
 
-async def fill(database: Path) -> None:
+async def fill(database: Path, count: int = TASKS) -> None:
     """Put the tasks into a new database: they ask for machines that nobody has."""
     store = await Store.open(f"sqlite:///{database}")
-    await asyncio.gather(*(store.tasks.submit([_task(n)], _sample(n)) for n in range(TASKS)))
+    await asyncio.gather(*(store.tasks.submit([_task(n)], _sample(n)) for n in range(count)))
     await store.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import secrets
 import stat
@@ -22,20 +23,38 @@ from cuckoo_api.model.sample import NewSample
 
 INCOMING = ".incoming-"
 """How the names of unfinished uploads begin."""
+INSTANCES = min(4, os.cpu_count() or 1)
+"""Of libmagic: more than processors would only take memory."""
+LOOKED_AT = 1 << 20
+"""Bytes of a file that libmagic reads, at once, to know its type. Its own limit is 7 MiB, which
+stay with each thread that asked; no format is told by what comes later than this."""
 
 
 class FileTypes:
-    """libmagic, once for each thread: one instance would make the threads wait for each other."""
+    """libmagic for many threads. They take turns at a few instances, each with 8 MB of its data."""
 
     def __init__(self) -> None:
-        self._local = threading.local()
+        self._mine = threading.local()
+        self._lock = threading.Lock()
+        self._all: list[magic.Magic] = []
+        self._threads = itertools.count()
 
     def here(self) -> magic.Magic:
-        """The calling thread's instance."""
-        found: magic.Magic | None = getattr(self._local, "magic", None)
+        """The calling thread's instance, which others may have too; it lets in one at a time."""
+        found: magic.Magic | None = getattr(self._mine, "magic", None)
         if found is None:
-            found = self._local.magic = magic.Magic()
+            with self._lock:
+                number = next(self._threads) % INSTANCES
+                if number == len(self._all):
+                    self._all.append(_new_magic())
+            found = self._mine.magic = self._all[number]
         return found
+
+
+def _new_magic() -> magic.Magic:
+    made = magic.Magic()
+    made.setparam(magic.MAGIC_PARAM_BYTES_MAX, LOOKED_AT)
+    return made
 
 
 class Digests:
