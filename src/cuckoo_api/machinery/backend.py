@@ -21,7 +21,6 @@ from __future__ import annotations
 import abc
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import ClassVar
 
 from cuckoo_api.machinery.errors import NotSupported
 from cuckoo_api.machinery.types import (
@@ -37,7 +36,8 @@ from cuckoo_api.machinery.types import (
 class MachineryBackend(abc.ABC):
     """One hypervisor and the machines on it that the configuration names."""
 
-    capabilities: ClassVar[Capability] = Capability.NONE
+    capabilities: Capability = Capability.NONE
+    """What it can do; the class says it. :meth:`open` may take away what this hypervisor lacks."""
 
     def __init__(self, config: BackendConfig) -> None:
         """Keep the configuration. No I/O here; that is :meth:`open`'s."""
