@@ -227,7 +227,12 @@ class Scheduler:
         lap = self._workshop.meter.laps()
         try:
             errors = await make_report(
-                folder.path, task, machine, self._settings.processing, self._settings.cwd
+                folder.path,
+                task,
+                machine,
+                self._settings.processing,
+                self._settings.cwd,
+                html=self._settings.reporting.html,
             )
         except ProcessingFailed as exc:
             log.exception("report.failed", task_id=task_id)

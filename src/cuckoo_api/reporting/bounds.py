@@ -50,3 +50,16 @@ def clip(text: str, limit: int) -> str:
 def printable(data: bytes) -> str:
     """Bytes of a guest as text that JSON can carry; what is not UTF-8 shows as ``\\xNN``."""
     return data.decode("utf-8", "backslashreplace")
+
+
+def visible(text: str, limit: int) -> str:
+    """One line in which nothing is hidden: what is not printable shows as an escape."""
+    if not text.isprintable():
+        text = (
+            "".join(
+                sign if sign.isprintable() else sign.encode("unicode_escape").decode()
+                for sign in text[:limit]
+            )
+            + text[limit : limit + 1]
+        )
+    return clip(text, limit)

@@ -14,11 +14,12 @@ from cuckoo_api.reporting.evidence import Evidence
 from cuckoo_api.reporting.job import MAX_MESSAGE, Job, Reply, Request
 from cuckoo_api.reporting.parts import Parts
 from cuckoo_api.reporting.reporters.jsonreport import write_json_report
-from cuckoo_api.reporting.sections import PROCESSORS, REPORT, SIGNATURES, YARA, empty
+from cuckoo_api.reporting.sections import HTML, PROCESSORS, REPORT, SIGNATURES, YARA, empty
 from cuckoo_api.reporting.signatures import Facts, match_signatures
 from cuckoo_api.reporting.yara.step import add_matches
 
 Processor = Callable[[Evidence, Job, Notes], Any]
+PAGE = "cuckoo_api.reporting.reporters.htmlreport"
 
 
 def run_pipeline(request: Request, processors: Mapping[str, str] = PROCESSORS) -> Iterator[Reply]:
@@ -34,6 +35,9 @@ def run_pipeline(request: Request, processors: Mapping[str, str] = PROCESSORS) -
                 write_json_report(request, messages)
             elif step == YARA:
                 add_matches(evidence, parts, Path(request.cwd), request.seconds, notes)
+            elif step == HTML:
+                # like a processor: a library that cannot be loaded costs the page only
+                importlib.import_module(PAGE).write_html_report(request, messages)
             elif step == SIGNATURES:
                 parts.keep(step, match_signatures(_facts(request, parts), notes))
             else:

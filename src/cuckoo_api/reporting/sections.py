@@ -29,9 +29,11 @@ and not imported here: a library that cannot be loaded costs its own part only."
 YARA = "yara"
 """No part of its own: what the rules match goes into the parts that list files."""
 SIGNATURES = "signatures"
+HTML = "html"
 REPORT = "report"
-STEPS: tuple[str, ...] = (*PROCESSORS, YARA, SIGNATURES, REPORT)
-"""All that the worker does, in order."""
+STEPS: tuple[str, ...] = (*PROCESSORS, YARA, SIGNATURES, HTML, REPORT)
+"""All that the worker does, in order. What the page could not show stands in the report, so that
+is written last."""
 
 EMPTY: Mapping[str, Any] = {
     "static": {},
@@ -42,6 +44,7 @@ EMPTY: Mapping[str, Any] = {
         "processtree": [],
         "summary": {},
         "apistats": {},
+        "timeline": [],
     },
     "network": {
         "hosts": [],

@@ -22,7 +22,7 @@ from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import Task
 from cuckoo_api.reporting.child import ENVIRONMENT, end, ending, tail
 from cuckoo_api.reporting.job import MAX_MESSAGE, MAX_MESSAGES, Job, Reply, Request
-from cuckoo_api.reporting.sections import REPORT, STEPS
+from cuckoo_api.reporting.sections import HTML, REPORT, STEPS
 from cuckoo_api.settings import ProcessingSection
 
 log = structlog.get_logger()
@@ -63,9 +63,12 @@ async def make_report(
     limits: ProcessingSection,
     cwd: Path,
     *,
+    html: bool = True,
     worker: Sequence[str] = WORKER,
 ) -> list[str]:
     """Make ``reports/report.json`` of an analysis folder; an earlier one is replaced at the end.
+
+    With ``html``, ``report.html`` as well; without it, or when it fails, there is none.
 
     All parsing happens in a worker process with limits of its own. ``cwd`` is where the user's own
     rules and signatures lie. What a step failed on, also by ending or outstaying its process, is
@@ -74,7 +77,7 @@ async def make_report(
     """
     sections = await asyncio.to_thread(_prepare, folder)
     try:
-        progress = _Progress(list(STEPS))
+        progress = _Progress([step for step in STEPS if html or step != HTML])
         while progress.steps:
             request = Request(
                 folder=str(folder.absolute()),
@@ -97,6 +100,9 @@ async def make_report(
                 progress.lost(reason)
     finally:
         await asyncio.to_thread(shutil.rmtree, sections, ignore_errors=True)
+    if not html or any(error.startswith(f"{HTML}: ") for error in progress.errors):
+        # one of an earlier report would tell of another than report.json
+        await asyncio.to_thread((folder / "reports" / "report.html").unlink, missing_ok=True)
     failed = [error for error in progress.errors if error.startswith(f"{REPORT}: ")]
     if failed:
         raise ProcessingFailed(f"No report was written. {failed[0]}")
@@ -153,7 +159,7 @@ def _prepare(folder: Path) -> Path:
         reports.mkdir(mode=0o750, exist_ok=True)
         if not stat.S_ISDIR(reports.lstat().st_mode):
             raise ProcessingFailed("No report was written: the folder reports is no folder")
-        for leftover in (*reports.glob(f"{_PREFIX}*"), *reports.glob(".report.json.*")):
+        for leftover in (*reports.glob(f"{_PREFIX}*"), *reports.glob(".report.*")):
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
             else:

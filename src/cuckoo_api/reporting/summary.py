@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cuckoo_api.reporting.bounds import visible
+
 MAX_WIDTH = 200
 
 
@@ -129,12 +131,7 @@ def _dropped(item: Mapping[str, Any]) -> DroppedLine:
 
 def _text(value: Any) -> str:
     """One printable line: a guest's escape sequences must not reach a terminal."""
-    text = "" if value is None else str(value)
-    if len(text) > MAX_WIDTH:
-        text = text[: MAX_WIDTH - 1] + "…"
-    return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
-    )
+    return "" if value is None else visible(str(value), MAX_WIDTH)
 
 
 def _texts(value: Any) -> tuple[str, ...]:

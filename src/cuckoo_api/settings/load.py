@@ -19,6 +19,7 @@ from cuckoo_api.settings.types import (
     DatabaseSection,
     MachinerySettings,
     ProcessingSection,
+    ReportingSection,
     ResultServerSection,
     RoutingSection,
     Settings,
@@ -37,6 +38,7 @@ SECTIONS: dict[str, dict[str, type]] = {
         "timeouts": TimeoutsSection,
         "database": DatabaseSection,
         "processing": ProcessingSection,
+        "reporting": ReportingSection,
         "archives": ArchivesSection,
         "virustotal": VirusTotalSection,
         "webhooks": WebhooksSection,
@@ -184,7 +186,7 @@ def _machinery(
                 label=file.text(name, "label") or name,
                 name=name,
                 platform=file.text(name, "platform") or "linux",
-                ip=ip,
+                ip=_canonical(ip),
                 interface=file.text(name, "interface") or interface,
                 snapshot=file.text(name, "snapshot"),
                 resultserver_ip=file.text(name, "resultserver_ip") or results.ip,
@@ -237,6 +239,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _canonical(address: str) -> str:
+    """The one form of an address; what is none stays."""
+    return str(ipaddress.ip_address(address)) if _is_address(address) else address
 
 
 def _is_address(text: str) -> bool:

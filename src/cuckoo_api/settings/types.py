@@ -104,6 +104,14 @@ class ProcessingSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportingSection:
+    """``[reporting]`` of cuckoo.conf: the forms of a report besides report.json."""
+
+    html: bool = True
+    """Whether report.html is made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArchivesSection:
     """``[archives]`` of cuckoo.conf: limits on the archives of one submission."""
 
@@ -185,6 +193,7 @@ class Settings:
     timeouts: TimeoutsSection = TimeoutsSection()
     database: DatabaseSection = DatabaseSection()
     processing: ProcessingSection = ProcessingSection()
+    reporting: ReportingSection = ReportingSection()
     archives: ArchivesSection = ArchivesSection()
     virustotal: VirusTotalSection = VirusTotalSection()
     webhooks: WebhooksSection = WebhooksSection()

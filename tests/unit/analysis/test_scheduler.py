@@ -139,7 +139,7 @@ async def bench(
     settings = Settings(cwd=tmp_path, cuckoo=CuckooSection(freespace=0))
     bench = Bench(store, Machines(store, rows[:1]), settings, artefacts, writes)
 
-    async def make_report(_folder: Path, task: Task, *_: object) -> list[str]:
+    async def make_report(_folder: Path, task: Task, *_: object, **__: object) -> list[str]:
         bench.note(f"report {task.id}")
         return [] if bench.report is None else await bench.report(task.id)
 

@@ -19,6 +19,7 @@ from cuckoo_api.reporting.job import Job
 from cuckoo_api.reporting.processors import behavior
 from cuckoo_api.reporting.processors.trace import activity
 from cuckoo_api.reporting.processors.trace.syntax import arguments
+from cuckoo_api.reporting.sections import EMPTY
 
 Parse = Callable[[bytes], dict[str, Any]]
 
@@ -236,6 +237,66 @@ def test_addresses_and_names_that_were_connected_to(parse: Parse) -> None:
     assert summary["listens_on"] == ["0.0.0.0:4444"]
 
 
+def test_permissions_owners_and_locks(parse: Parse) -> None:
+    section = parse(
+        trace(
+            'chdir("/work") = 0',
+            'chmod("tool", 0755) = 0',
+            "fchmod(3</etc/x, 0777>, 0600) = 0",
+            'fchmodat(AT_FDCWD</work>, "sub/a", 04755) = 0',
+            'fchmodat2(AT_FDCWD</work>, "b", 0, AT_SYMLINK_NOFOLLOW) = 0',
+            'chmod("/gone", 0700) = -1 ENOENT (No such file or directory)',
+            'fchownat(AT_FDCWD</work>, "tool", 0, -1, 0) = 0',
+            "fchown(3</etc/x>, 1000, 1000) = 0",
+            'openat(AT_FDCWD</work>, "/run/one.pid", O_WRONLY|O_CREAT, 0600) = 3</run/one.pid>',
+            "flock(4</tmp/once>, LOCK_EX|LOCK_NB) = 0",
+            "flock(4</tmp/once>, LOCK_UN) = 0",
+            "flock(5</tmp/held>, LOCK_EX|LOCK_NB) = -1 EAGAIN (Resource temporarily unavailable)",
+            'bind(6<UNIX:[9]>, {sa_family=AF_UNIX, sun_path=@"only\\0one"}, 20) = 0',
+        )
+    )
+
+    summary = section["summary"]
+    assert summary["permissions_changed"] == [
+        "0755 /work/tool",
+        "0600 /etc/x, 0777",
+        "04755 /work/sub/a",
+        "0 /work/b",
+    ]
+    assert summary["owner_changed"] == ["0:-1 /work/tool", "1000:1000 /etc/x"]
+    assert summary["mutex"] == ["/run/one.pid", "/tmp/once", "@only\0one"]
+
+
+def test_the_timeline_has_what_was_done_first(
+    parse: Parse, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = parse(
+        line(10, 'execve("/bin/sh", ["sh"], 0x1 /* 3 vars */) = 0', 1)
+        + line(10, 'openat(AT_FDCWD</>, "/etc/hostname", O_RDONLY) = 3</etc/hostname>', 2)
+        + line(10, "fork() = 11", 3)
+        + line(11, 'rename("/a", "/b") = 0', 4)
+        + line(11, 'unlink("/b") = 0', 5)
+        + line(10, 'unlink("/b") = 0', 6)
+        + line(11, "+++ exited with 0 +++", 7)
+    )
+
+    assert section["timeline"] == [
+        {"time": 1700000000.000001, "pid": 10, "category": "command_line", "value": "sh"},
+        {"time": 1700000000.000004, "pid": 11, "category": "file_moved", "value": ["/a", "/b"]},
+        {"time": 1700000000.000005, "pid": 11, "category": "file_deleted", "value": "/b"},
+    ]
+    [root] = section["processtree"]
+    assert (root["ended"], root["exit_code"]) == (None, None)
+    assert (root["children"][0]["ended"], root["children"][0]["exit_code"]) == (
+        1700000000.000007,
+        0,
+    )
+    monkeypatch.setattr(activity, "MAX_TIMELINE", 1)
+    section = parse(trace('unlink("/b") = 0', 'unlink("/c") = 0'))
+    assert len(section["timeline"]) == 1
+    assert "behavior.timeline: cut at 1" in notes.lines
+
+
 def test_a_socket_may_be_annotated_with_both_its_ends(parse: Parse) -> None:
     section = parse(
         trace("accept(3<TCP:[0.0.0.0:80]>, NULL, NULL) = 4<TCP:[10.0.0.1:80->10.0.0.2:999]>")
@@ -386,7 +447,7 @@ def test_arguments_are_cut_at_the_right_commas(text: bytes, expected: list[str])
 def test_nothing_that_a_guest_sends_breaks_it(parse: Parse, lines: list[bytes]) -> None:
     section = parse(b"\n".join(lines))
 
-    assert set(section) == {"generic", "processes", "processtree", "summary", "apistats"}
+    assert set(section) == set(EMPTY["behavior"])
 
 
 def test_dns_over_a_socket_that_is_no_dns_socket_is_not_guessed(parse: Parse) -> None:

@@ -114,7 +114,8 @@ class TraceReader:
             apis[api] = 1
         handler = self._handlers.get(api)
         if handler is not None:
-            handler(Call(process, float(seen), text, result, path))
+            self._activity.now = float(seen)
+            handler(Call(process, self._activity.now, text, result, path))
         if process.room and self._activity.room:
             self._activity.keep_call(process, _call(tid, match, error))
 
@@ -143,7 +144,7 @@ class TraceReader:
 
     def _ended(self, tid: int, seen: bytes, code: int) -> None:
         self._unfinished.pop(tid, None)
-        self._activity.ended(tid, self._activity.process(tid, seen), code)
+        self._activity.ended(tid, self._activity.process(tid, seen), code, float(seen))
 
 
 def _call(tid: int, match: re.Match[bytes], error: bytes | None) -> dict[str, Any]:

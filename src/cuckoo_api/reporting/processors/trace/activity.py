@@ -18,11 +18,15 @@ MAX_PROCESS_CALLS = 5_000
 MAX_APIS = 400
 MAX_SUMMARY = 2_000
 MAX_GENERIC = 20_000
+MAX_TIMELINE = 2_000
 MAX_TEXT = 4_096
 MAX_DEPTH = 64
 
 PAIRS = frozenset({"file_moved"})
 """Categories of the summary whose entries are pairs, old and new."""
+
+UNTIMED = frozenset({"connects_ip", "directory_enumerated", "file_failed", "file_read"})
+"""Categories that are not on the timeline: what was only looked at, or stands there otherwise."""
 
 Entry = str | tuple[str, str]
 
@@ -44,6 +48,8 @@ class Process:
     cwd: str = ""
     unplaced: list[str] | None = None
     """The words of a command that ran before it was known in which folder."""
+    ended: float | None = None
+    """None while it runs."""
     exit_code: int | None = None
     """None while it runs; minus the signal's number for one that was killed."""
     room: int = MAX_PROCESS_CALLS
@@ -60,6 +66,9 @@ class Activity:
         self.notes = notes
         self.processes: list[Process] = []
         self.summary: dict[str, dict[Entry, None]] = {}
+        self.now = 0.0
+        """The time of the call that is being looked at."""
+        self._timeline: list[dict[str, Any]] = []
         self._threads: dict[int, Process] = {}
         self._orphans: dict[int, Process] = {}
         # one for all that come after the limit: what they do still counts in the summary
@@ -102,11 +111,11 @@ class Activity:
         if len(self._threads) < MAX_THREADS:
             self._threads[tid] = process
 
-    def ended(self, tid: int, process: Process, code: int) -> None:
+    def ended(self, tid: int, process: Process, code: int, seen: float) -> None:
         """A thread ended, and with its last one the process."""
         self._threads.pop(tid, None)
         if tid == process.pid and process.number:
-            process.exit_code = code
+            process.exit_code, process.ended = code, seen
             if process.parent is None:
                 # the news that it was forked may be still to come
                 self._orphans[tid] = process
@@ -121,6 +130,8 @@ class Activity:
                 self.notes.cut(f"behavior.summary.{category}", MAX_SUMMARY)
                 return
             entries[entry] = None
+            if category not in UNTIMED:
+                self._happened(process, category, entry)
         own = process.summary.setdefault(category, {})
         if entry not in own and process is not self._others:
             if self._generic >= MAX_GENERIC:
@@ -128,6 +139,14 @@ class Activity:
                 return
             self._generic += 1
             own[entry] = None
+
+    def _happened(self, process: Process, category: str, entry: Entry) -> None:
+        if len(self._timeline) >= MAX_TIMELINE:
+            self.notes.cut("behavior.timeline", MAX_TIMELINE)
+            return
+        self._timeline.append(
+            {"time": self.now, "pid": process.pid, "category": category, "value": entry}
+        )
 
     def knows(self, category: str, value: str) -> bool:
         """Whether the summary of all has this entry."""
@@ -159,6 +178,7 @@ class Activity:
             "processtree": self._tree(),
             "summary": _lists(self.summary),
             "apistats": {str(pid): apis for pid, apis in _apistats(self.processes) if apis},
+            "timeline": sorted(self._timeline, key=lambda event: event["time"]),
         }
 
     def _create(self, pid: int, seen: float) -> Process:
@@ -188,6 +208,8 @@ class Activity:
         for process in self.processes:
             node = _head(process) | {
                 "command_line": process.command_line,
+                "ended": process.ended,
+                "exit_code": process.exit_code,
                 "track": True,
                 "children": [],
             }
@@ -219,6 +241,7 @@ def _process(process: Process) -> dict[str, Any]:
     return _head(process) | {
         "type": "process",
         "command_line": process.command_line,
+        "ended": process.ended,
         "exit_code": process.exit_code,
         "calls": process.calls,
     }

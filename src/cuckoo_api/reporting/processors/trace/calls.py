@@ -26,6 +26,10 @@ _INET = re.compile(
     rb"sin6?_port=htons\(([0-9]{1,5})\), (?:sin6_flowinfo=[^,]*, )?"
     rb'(?:sin_addr=inet_addr\("([0-9.]{7,15})"\)|inet_pton\(AF_INET6, "([0-9a-fA-F:.]{2,45})")'
 )
+_MODE = re.compile(rb", (0[0-7]{0,6})(?:, [A-Z0-9_|]+)?$")
+_OWNER = re.compile(rb", (-?[0-9]{1,10}), (-?[0-9]{1,10})(?:, [A-Z0-9_|]+)?$")
+_ABSTRACT = re.compile(rb"sun_path=@" + TEXT)
+_LOCK = re.compile(r"\.(?:lock|lck|pid)$|^/(?:var|run)/lock/")
 _INTERPRETER = re.compile(r"(?:ba|da|a|k|z)?sh|(?:python|perl|ruby|lua|php|node|tclsh)[0-9.]*")
 _QUIET = ("/dev/null", "/dev/tty", "/dev/pts/", "/dev/zero", "/dev/urandom", "/dev/random")
 
@@ -63,6 +67,9 @@ class Interpreter:
             **dict.fromkeys((b"rename", b"renameat", b"renameat2"), self._rename),
             **dict.fromkeys((b"link", b"linkat"), self._link),
             **dict.fromkeys((b"symlink", b"symlinkat"), self._symlink),
+            **dict.fromkeys((b"chmod", b"fchmod", b"fchmodat", b"fchmodat2"), self._chmod),
+            **dict.fromkeys((b"chown", b"lchown", b"fchown", b"fchownat"), self._chown),
+            b"flock": self._flock,
             **dict.fromkeys((b"chdir", b"fchdir"), self._chdir),
             **dict.fromkeys((b"execve", b"execveat"), self._execute),
             **dict.fromkeys((b"fork", b"vfork", b"clone", b"clone3"), self._fork),
@@ -93,6 +100,8 @@ class Interpreter:
             return
         elif b"O_WRONLY" in flags or b"O_RDWR" in flags:
             self._written(process, path, created=_creates(flags))
+            if b"O_CREAT" in flags and _LOCK.search(path):
+                add(process, "mutex", path)
         else:
             add(process, "file_read", path)
 
@@ -145,6 +154,32 @@ class Interpreter:
             self._activity.add(call.process, "file_created", new)
             target = printable(unescape(match[1]))
             self._activity.add(call.process, "file_linked", f"{new} -> {target}")
+
+    def _chmod(self, call: Call) -> None:
+        mode = _MODE.search(call.arguments)
+        if mode is not None:
+            for path in self._subject(call):
+                text = f"{mode[1].decode('ascii')} {path}"
+                self._activity.add(call.process, "permissions_changed", text)
+
+    def _chown(self, call: Call) -> None:
+        owner = _OWNER.search(call.arguments)
+        if owner is not None:
+            for path in self._subject(call):
+                text = f"{owner[1].decode('ascii')}:{owner[2].decode('ascii')} {path}"
+                self._activity.add(call.process, "owner_changed", text)
+
+    def _flock(self, call: Call) -> None:
+        if b"LOCK_EX" in call.arguments or b"LOCK_SH" in call.arguments:
+            for path in self._subject(call):
+                self._activity.add(call.process, "mutex", path)
+
+    def _subject(self, call: Call) -> tuple[str, ...]:
+        """The file of a call that succeeded, by its path or by a descriptor."""
+        descriptor = FD.match(call.arguments)
+        if descriptor is None or _PATH.match(call.arguments) is not None:
+            return self._path(call)
+        return () if call.failed else (self._resolve(call.process, b"/", descriptor[1]),)
 
     def _chdir(self, call: Call) -> None:
         if call.failed:
@@ -215,8 +250,15 @@ class Interpreter:
             self._activity.add(call.process, "connects_host", _endpoint(address, port))
 
     def _bind(self, call: Call) -> None:
+        if call.failed:
+            return
+        abstract = _ABSTRACT.search(call.arguments)
+        if abstract is not None:
+            # a name that only one process can hold, and that no file shows
+            name = printable(unescape(abstract[1]))
+            self._activity.add(call.process, "mutex", f"@{name}")
         match = _INET.search(call.arguments)
-        if match is not None and not call.failed and int(match[1]):
+        if match is not None and int(match[1]):
             address = (match[2] or match[3]).decode("ascii")
             self._activity.add(call.process, "listens_on", _endpoint(address, int(match[1])))
 

@@ -25,7 +25,7 @@ SYSCALLS = (
     "setuid setreuid setresuid setgid setregid setresgid capset chroot unshare setns pivot_root "
     "open openat openat2 creat truncate unlink unlinkat rmdir mkdir mkdirat mknod mknodat "
     "rename renameat renameat2 link linkat symlink symlinkat chdir fchdir "
-    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat setxattr memfd_create "
+    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat setxattr flock memfd_create "
     "socket connect bind listen accept accept4 sendto sendmsg sendmmsg "
     "init_module finit_module delete_module kexec_load bpf mount umount2 move_mount fsopen "
     "reboot swapon swapoff sethostname setdomainname settimeofday clock_settime"

@@ -1,0 +1,59 @@
+"""What reporters share: the parts that were made, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from cuckoo_api.reporting.job import Request
+from cuckoo_api.reporting.parts import Parts
+from cuckoo_api.reporting.sections import SIGNATURES, empty
+from cuckoo_api.reporting.signatures import score
+
+
+class _Severity(msgspec.Struct):
+    severity: int
+
+
+def part(request: Request, name: str) -> bytes:
+    """A part of the report as JSON; one that failed is empty."""
+    return Parts(request.sections).raw(name, empty(name, request.job))
+
+
+def info(request: Request) -> dict[str, Any]:
+    """The report's ``info``, with the score."""
+    try:
+        found = msgspec.json.decode(part(request, SIGNATURES), type=list[_Severity])
+    except msgspec.MsgspecError:
+        found = []
+    return request.job.info | {"score": score(item.severity for item in found)}
+
+
+def errors(request: Request, messages: list[str]) -> list[str]:
+    """The report's ``debug.errors``: the task's own and what the steps had to say."""
+    return list(dict.fromkeys([*request.job.task_errors, *messages]))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of ``path`` when all went well. Raises OSError."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
