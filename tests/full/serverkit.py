@@ -105,6 +105,8 @@ class Site:
     namespace: Namespace
     prefix: Sequence[str] = ()
     """Words between the namespace's and the server's: to take rights away."""
+    python: str = sys.executable
+    """Of the environment that the server is installed in."""
     process: asyncio.subprocess.Process | None = None
     session: aiohttp.ClientSession | None = None
     said: list[str] = field(default_factory=list)
@@ -116,7 +118,7 @@ class Site:
 
     def command(self, *words: str) -> list[str]:
         """``cuckoo`` in the namespace."""
-        cuckoo = [sys.executable, "-m", "cuckoo_api", "--cwd", str(self.cwd), *words]
+        cuckoo = [self.python, "-m", "cuckoo_api", "--cwd", str(self.cwd), *words]
         return self.namespace.inside(*self.prefix, *cuckoo)
 
     async def start(self) -> None:

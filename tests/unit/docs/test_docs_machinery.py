@@ -17,6 +17,7 @@ import pytest
 from docskit import block, blocks, codes, page, section, table
 
 from cuckoo_api import machinery
+from cuckoo_api.cli.plugin import write_plugin
 from cuckoo_api.fleet import load_plugins
 from cuckoo_api.fleet.deadlines import Deadlines
 from cuckoo_api.machinery import (
@@ -32,7 +33,7 @@ from cuckoo_api.machinery import (
 from cuckoo_api.settings import Settings, load_settings
 from cuckoo_api.testing.conformance import OPTIONAL_CALLS, Rig
 from cuckoo_machinery_qemu.backend import QemuBackend
-from folderplugin import write_folder_plugin
+from folderplugin import fill_in
 from supportmatrix import capabilities, with_matrix
 
 pytestmark = pytest.mark.slow
@@ -41,7 +42,7 @@ PAGE = page("docs/machinery.md")
 
 _folder = tempfile.TemporaryDirectory(prefix="folder-")
 atexit.register(_folder.cleanup)  # pytest has no fixtures yet when it looks for the suite's tests
-EXAMPLE = write_folder_plugin(Path(_folder.name))
+EXAMPLE = fill_in(write_plugin("folder", Path(_folder.name)))
 sys.path[:0] = [str(EXAMPLE / "src")]
 FOLDER = importlib.import_module("cuckoo_machinery_folder.plugin")
 

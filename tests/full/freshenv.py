@@ -1,0 +1,70 @@
+"""A virtual environment as a stranger has it: what the project declares, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILDER = ("hatchling", "editables")
+"""What builds the packages, and what it needs for ``pip install --editable``."""
+
+
+class FreshEnvironment:
+    """Made of the running one's packages, without asking an index for anything."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.python = str(folder / "bin" / "python")
+        self.cuckoo = (self.python, "-m", "cuckoo_api")
+        run(sys.executable, "-m", "venv", "--without-pip", str(folder))
+        shared = folder / "shared"
+        shared.mkdir()
+        for name in _needed():
+            _link(distribution(name), shared)
+        [site] = folder.glob("lib/python*/site-packages")
+        (site / "shared.pth").write_text(f"{shared}\n")
+
+    def install(self, *words: str) -> None:
+        """Build and install with pip; what is missing is an error."""
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", self.python)
+        run(*pip, "install", "--quiet", "--no-index", "--no-build-isolation", *words)
+
+
+def run(*command: str) -> str:
+    """A command's output; all of it when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def _needed() -> set[str]:
+    """What the server and its extra ``testing`` depend on, directly or not, and the builder."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = project["optional-dependencies"]["testing"]
+    waiting = [Requirement(line) for line in (*project["dependencies"], *extra, *BUILDER)]
+    seen: dict[str, set[str]] = {}
+    while waiting:
+        wanted = waiting.pop()
+        extras = seen.setdefault(wanted.name, set())
+        if extras >= {"", *wanted.extras}:
+            continue
+        extras |= {"", *wanted.extras}
+        waiting += [
+            needed
+            for needed in map(Requirement, distribution(wanted.name).requires or ())
+            if needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in extras)
+        ]
+    return set(seen)
+
+
+def _link(package: Distribution, folder: Path) -> None:
+    tops = {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}
+    for top in tops:
+        if not (folder / top).exists():
+            (folder / top).symlink_to(Path(str(package.locate_file(top))))
