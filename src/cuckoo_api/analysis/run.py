@@ -102,15 +102,16 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
             raise InfrastructureFault(f"{machine.name}: {exc}") from exc
         lap("restore")
         guest = msgspec.structs.replace(guest, started_on=now_text(), status="running")
-        await workshop.store.tasks.set_guest(task.id, guest)
         undo.push_async_callback(_switch_off, workshop.store, lease, guest)
+        client = await undo.enter_async_context(GuestClient(lease.address.agent))
+        ready = asyncio.create_task(_wait_for_the_agent(client, lease, settings.timeouts.agent))
+        undo.push_async_callback(_stop, ready)
+        await workshop.store.tasks.set_guest(task.id, guest)
         errors += await undo.enter_async_context(
             capture(lease, folder.pcap, machine.interface or "", machine.ip)
         )
-
-        client = await undo.enter_async_context(GuestClient(lease.address.agent))
         try:
-            await _wait_for_the_agent(client, lease, settings.timeouts.agent)
+            await ready
             if task.package == reboot.PACKAGE:
                 parent = workshop.artefacts.analysis(reboot.parent_of(task))
                 errors += await reboot.restart_with(lease, client, parent, settings.timeouts.agent)
@@ -228,3 +229,5 @@ async def _stop(task: asyncio.Task[object]) -> None:
     """Cancel a task of ours and wait for it; what it raised is no longer of interest."""
     task.cancel()
     await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # else it would be logged as never looked at

@@ -168,13 +168,11 @@ class GuestClient:
 
     async def start(self, job: GuestJob) -> None:
         """Prepare the guest and start the analyzer; wait_ready comes first."""
+        if self._is_installed(job.analyzer):
+            await self._start_installed(job)
+            return
         await self._pin()
-        installed = self._info.analyzer
-        if installed and self._info.temporary and installed.digest == digest_of(job.analyzer):
-            # the image came with the very analyzer: nothing to unpack, and it may be waiting
-            places = _Places(installed.folder, self._info.temporary, "/")
-        else:
-            places = await self._upload_analyzer(job.analyzer)
+        places = await self._upload_analyzer(job.analyzer)
         await self.store(places.path("analysis.conf"), job.conf().encode())
         if job.sample is not None:
             sample = f"{places.temporary}{places.separator}{job.file_name}"
@@ -253,6 +251,24 @@ class GuestClient:
                 if (await self._status(STATUS_TIMEOUT))[0] != marked:
                     return info
             await asyncio.sleep(LONGEST_PAUSE)
+
+    def _is_installed(self, analyzer: Path) -> bool:
+        """Whether the image came with the very analyzer: nothing to unpack, and it is waiting."""
+        installed = self._info.analyzer
+        return (
+            installed is not None
+            and installed.digest == digest_of(analyzer)
+            and "analysis" in self._info.features
+        )
+
+    async def _start_installed(self, job: GuestJob) -> None:
+        fields = {"conf": job.conf()}
+        if job.sample is None:
+            await self._ask("POST", "/analysis", _Reply, form=fields)
+            return
+        fields["filepath"] = f"{self._info.temporary}/{job.file_name}"
+        part = FilePart("file", "sample.bin", job.sample)
+        await self._ask("POST", "/analysis", _Reply, body=Multipart(fields, part))
 
     async def _upload_analyzer(self, archive: Path) -> _Places:
         environ = (await self._ask("GET", "/environ", _Environ)).environ

@@ -238,6 +238,12 @@ async def test_status_cannot_be_forged_once_the_analyzer_has_shown_its_key(
     await caller.post("/execute", {"command": f"kill -9 {started['process_id']}"})
 
 
+async def test_an_analysis_needs_an_installed_analyzer(shared: Caller) -> None:
+    status, answer = await shared.post("/analysis", {"conf": "[analysis]"})
+    assert (status, answer["message"]) == (404, "No analyzer is installed")
+    assert (await shared.post("/analysis", {}))[0] == 400
+
+
 async def test_slow_clients_hold_nobody_up(agent: str, caller: Caller) -> None:
     host, port = agent.split(":")
     writers = [(await asyncio.open_connection(host, int(port)))[1] for _ in range(20)]

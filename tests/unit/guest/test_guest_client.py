@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -143,19 +144,31 @@ async def test_windows_places_and_an_agent_without_execpy(tmp_path: Path, job: G
 async def test_installed_analyzer_is_used_when_it_is_the_same(
     tmp_path: Path, job: GuestJob
 ) -> None:
-    index = {**CUCKOO, "analyzer": {"digest": "0123", "folder": "/opt/a"}, "temporary": "/var/tmp"}
+    installed = {"analyzer": {"digest": "0123", "folder": "/opt/a"}, "temporary": "/var/tmp"}
+    index = {**CUCKOO, **installed, "features": ["execpy", "analysis"]}
     other = OtherAgent(index, {})
     async with serving(other.handle, tmp_path) as guest:
         await guest.wait_ready(5)
         await guest.start(job)
         other.answers["GET /"][1]["analyzer"]["digest"] = "another"
-        first = [key for key, _ in other.asked]
-        stored = [form["filepath"] for key, form in other.asked if key == "POST /store"]
         await guest.wait_ready(5)
         await guest.start(job)
-    assert first == ["GET /", "GET /pinning", *["POST /store"] * 2, "POST /execpy"]
-    assert stored == ["/opt/a/analysis.conf", "/var/tmp/sample.sh"]
+    assert [key for key, _ in other.asked[:3]] == ["GET /", "POST /analysis", "GET /"]
+    form = other.asked[1][1]
+    assert (form["filepath"], form["file"]) == ("/var/tmp/sample.sh", "sample")
+    assert "timeout = 30\n" in form["conf"]
     assert "POST /extract" in [key for key, _ in other.asked]
+
+
+async def test_a_url_needs_one_request_too(tmp_path: Path, job: GuestJob) -> None:
+    installed = {"analyzer": {"digest": "0123", "folder": "/opt/a"}, "temporary": "/var/tmp"}
+    other = OtherAgent({**CUCKOO, **installed, "features": ["analysis"]}, {})
+    async with serving(other.handle, tmp_path) as guest:
+        await guest.wait_ready(5)
+        await guest.start(dataclasses.replace(job, sample=None))
+    [_, (asked, form)] = other.asked
+    assert asked == "POST /analysis"
+    assert set(form) == {"conf"}
 
 
 async def test_agent_pinned_before_is_no_fault(tmp_path: Path, job: GuestJob) -> None:

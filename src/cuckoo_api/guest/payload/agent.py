@@ -36,7 +36,8 @@ from typing import Any, BinaryIO, Callable, Dict, Generator, List, Optional, Tup
 from urllib.parse import parse_qsl, unquote
 
 VERSION = "1.0"
-FEATURES = ["execpy", "execute", "pinning", "logs", "largefile", "unicodepath", "statuskey"]
+FEATURES = ["execpy", "execute", "pinning", "logs", "largefile", "unicodepath", "statuskey",
+            "analysis"]
 PRELOAD = ("base64", "configparser", "contextlib", "datetime", "fcntl", "grp", "http.client",
            "pwd", "queue", "resource", "runpy", "selectors", "stat", "struct", "urllib.request")
 KEY_VARIABLE = "CUCKOO_STATUS_KEY"
@@ -483,11 +484,7 @@ class Agent:
 
     def post_store(self, request: Request) -> Reply:
         path = request.field("filepath", "No filepath has been provided")
-        upload = request.upload("file", "No file has been provided")
-        with _errors("Error storing file"):
-            if os.name == "posix":
-                os.chmod(upload, 0o644)
-            shutil.move(upload, path)
+        _place(request.upload("file", "No file has been provided"), path)
         return Reply("Successfully stored file")
 
     def post_retrieve(self, request: Request) -> Reply:
@@ -547,6 +544,24 @@ class Agent:
         if request.flag("async"):
             self.status, self.description, self.running = "running", "", child
         return (yield from self._finish(request, child))
+
+    def post_analysis(self, request: Request) -> Steps:
+        """All that begins an analysis by the installed analyzer: a request each would take longer.
+
+        Pins the agent, stores ``conf`` beside the analyzer and ``file``, if any, as ``filepath``.
+        """
+        conf = request.field("conf", "No configuration has been provided")
+        if not self.digest:
+            raise HttpError(404, "No analyzer is installed")
+        if "file" in request.files:
+            _place(request.files["file"], request.field("filepath", "No filepath"))
+        path = os.path.join(self.analyzer, "analysis.conf")
+        with _errors("Error storing file"), open(path, "wb") as file:
+            file.write(conf.encode("utf-8", "surrogateescape"))
+        self.client_ip = request.peer
+        script = os.path.join(self.analyzer, "analyzer.py")
+        request.form.update({"filepath": script, "cwd": self.analyzer, "async": "yes"})
+        return (yield from self.post_execpy(request))
 
     def new_key(self) -> Dict[str, str]:
         """A fresh key, and the environment of the script that is to know it."""
@@ -804,6 +819,13 @@ def _parameters(text: str) -> Dict[str, str]:
             value = unquote(value.split("''", 1)[-1])
         found[name.lower()] = value.replace("%22", '"') if name == "name" else value
     return found
+
+
+def _place(upload: str, path: str) -> None:
+    with _errors("Error storing file"):
+        if os.name == "posix":
+            os.chmod(upload, 0o644)
+        shutil.move(upload, path)
 
 
 def _temporary(request: Request) -> Tuple[str, str, Optional[str]]:
