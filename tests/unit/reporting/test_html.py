@@ -203,6 +203,7 @@ def test_the_page_tells_the_whole_story(make: Make) -> None:
 def test_an_analysis_in_which_nothing_happened_says_so(make: Make) -> None:
     text = Page(make({})).text
 
+    assert "Options" not in text
     for said in ("None fired.", "No process was seen.", "Nothing was seen.", "Nothing was sent."):
         assert said in text
 
