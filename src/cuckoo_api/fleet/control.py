@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 import structlog
@@ -14,11 +14,10 @@ from cuckoo_api.fleet.hypervisor import Hypervisor
 from cuckoo_api.fleet.leases import Lease
 from cuckoo_api.fleet.setup import backend_configs, machine_row
 from cuckoo_api.fleet.slots import Slot
-from cuckoo_api.fleet.upkeep import MAX_REASON, Upkeep
+from cuckoo_api.fleet.upkeep import MAX_REASON, Upkeep, fault_text
 from cuckoo_api.machinery import (
     BadConfig,
     Capability,
-    MachineNotFound,
     MachineryError,
     MachineryPlugin,
     MachineState,
@@ -58,7 +57,7 @@ class Fleet:
         self._hypervisors: list[Hypervisor] = []
         self._slots: dict[str, Slot] = {}
         self._starts = asyncio.Semaphore(settings.cuckoo.max_vmstartup_count or _NO_LIMIT)
-        self._upkeep = Upkeep(store, self._deadlines)
+        self._upkeep = Upkeep(store, self._deadlines, self._slots)
         self._recovering = False
 
     # -- start and end --------------------------------------------------------------------------
@@ -270,8 +269,10 @@ class Fleet:
             trouble = await self._upkeep.mend(slot)
             if trouble is None:
                 return
-            slot.suspect, slot.stale = True, False
-            await self._upkeep.quarantine(slot, f"left behind by an earlier process: {trouble}")
+            if not slot.faults:
+                slot.suspect, slot.stale = True, False
+                trouble = f"left behind by an earlier process: {trouble}"
+            await self._upkeep.quarantine(slot, trouble)
             self._upkeep.mend_later(slot)
         # else it stays stale, and is taken back when the backend opens
         await self._upkeep.persist(self._store.machines.unlock(slot.machine.name))
@@ -285,7 +286,10 @@ class Fleet:
             if known is None:
                 return
             slots = self._slots_of(hypervisor)
-            await asyncio.gather(*(self._admit(slot, known) for slot in slots))
+            await asyncio.gather(*(self._upkeep.look(slot, known) for slot in slots))
+            for slot in slots:  # in order: of two that are one machine, the first is used
+                self._upkeep.judge(slot)
+            await asyncio.gather(*(self._admit(slot) for slot in slots))
         finally:
             tried.set()
         if Capability.WATCH in hypervisor.capabilities:
@@ -318,18 +322,18 @@ class Fleet:
             if slot.quarantine != text:
                 await self._upkeep.set_quarantine(slot, text)
 
-    async def _admit(self, slot: Slot, known: Iterable[str]) -> None:
-        """Look at one machine of a backend that has just been opened."""
+    async def _admit(self, slot: Slot) -> None:
+        """Take in one machine of a backend that has just been opened, or bar it with its faults."""
         was_barred, slot.quarantine = slot.quarantine is not None, None
         slot.state, slot.asked_at = None, float("-inf")
-        try:
-            self._upkeep.check_known(slot, known)
-        except MachineNotFound as exc:
-            await self._upkeep.quarantine(slot, str(exc))
+        if slot.seen is None:
+            await self._upkeep.quarantine(slot, fault_text(slot))
             return
         if slot.stale:
             if self._recovering:
                 await self._take_back(slot)
+        elif slot.faults:
+            await self._upkeep.quarantine(slot, fault_text(slot))
         elif was_barred:
             await self._upkeep.set_quarantine(slot, None)
         await self._upkeep.refresh(slot)  # also where events will tell: the first may take a while

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -32,6 +33,8 @@ OFF = frozenset({MachineState.POWEROFF, MachineState.SAVED, MachineState.ABORTED
 
 AGENT_PORT = 8000
 _POWER_OFF_ATTEMPTS = 2
+_LOOKS = 4
+"""Inspections under way at once: a server's start has one for each machine."""
 
 
 class Hypervisor:
@@ -46,6 +49,7 @@ class Hypervisor:
         self.name = config.name
         self.config = config
         self.deadlines = deadlines
+        self._looks = asyncio.Semaphore(_LOOKS)
         self._plugin = plugin
         self._backend: MachineryBackend | None = None
 
@@ -96,7 +100,8 @@ class Hypervisor:
 
     async def inspect(self, label: str) -> MachineFacts:
         """What the hypervisor knows of the machine; NotSupported where it cannot tell (INSPECT)."""
-        facts = await self._call(self.backend, "inspect", label, seconds=self.deadlines.inspect)
+        async with self._looks:  # else the last of many would wait in the plugin, on its time
+            facts = await self._call(self.backend, "inspect", label, seconds=self.deadlines.inspect)
         if not isinstance(facts, MachineFacts):
             raise MachineryError(f"{self.name}: inspect of {label} is {facts!r}")
         return facts

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cuckoo_api.fleet.checks import Seen
 from cuckoo_api.fleet.hypervisor import Hypervisor
 from cuckoo_api.machinery import Capability, MachineConfig, MachineState
 from cuckoo_api.model.machine import Machine
@@ -35,6 +36,10 @@ class Slot:
     """It may run because of us: to mend it is to power it off."""
     zombie: bool = False
     """A start was given up; the hypervisor may carry it out later all the same."""
+    seen: Seen | None = None
+    """What was seen of it when it was last looked at; None where its hypervisor lacks it."""
+    faults: tuple[str, ...] | None = None
+    """What is wrong with it in the configuration or at the hypervisor; None before it is known."""
     quarantine: str | None = None
     failures: int = 0
     """Quarantines since it last did its work well; the next one waits longer."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any
 
 import structlog
 
+from cuckoo_api.fleet.checks import faults, look
 from cuckoo_api.fleet.deadlines import Deadlines, backoff
 from cuckoo_api.fleet.slots import Slot
 from cuckoo_api.machinery import MachineNotFound, MachineryError, MachineState, StateChange
@@ -22,7 +23,7 @@ MAX_REASON = 1000
 class Upkeep:
     """States and quarantines: kept in the slots, written to the store, mended in the background."""
 
-    def __init__(self, store: Store, deadlines: Deadlines) -> None:
+    def __init__(self, store: Store, deadlines: Deadlines, slots: Mapping[str, Slot]) -> None:
         self.changed = asyncio.Event()
         """Set whenever a machine may have become free, or its state has changed."""
         self.tasks: set[asyncio.Task[None]] = set()
@@ -30,6 +31,7 @@ class Upkeep:
         self.closed = False
         self._store = store
         self._deadlines = deadlines
+        self._slots = slots
 
     # -- quarantine -----------------------------------------------------------------------------
 
@@ -53,8 +55,10 @@ class Upkeep:
             slot.mending = self.spawn(self._keep_mending(slot))
 
     async def _keep_mending(self, slot: Slot) -> None:
+        first, last = self._deadlines.first_retry, self._deadlines.last_retry
         while True:
-            pause = backoff(self._deadlines.first_retry, self._deadlines.last_retry, slot.failures)
+            # a fault is mended by a person, who is not to wait longer each time
+            pause = first if slot.faults else backoff(first, last, slot.failures)
             try:
                 async with asyncio.timeout(pause):
                     await slot.retry_now.wait()
@@ -65,13 +69,21 @@ class Upkeep:
             if trouble is None:
                 return
             log.info("machine.still_quarantined", machine=slot.machine.name, reason=trouble)
-            slot.failures += 1
+            if not slot.faults:
+                slot.failures += 1
+            elif slot.quarantine != trouble:
+                await self.set_quarantine(slot, trouble)
 
     async def mend(self, slot: Slot) -> str | None:
-        """Make a machine usable again: known, off where it may run because of us, unlocked."""
+        """Make a machine usable again: known, off where it may run because of us, unlocked, whole.
+
+        None, or why it is not.
+        """
         hypervisor = slot.hypervisor
         try:
-            self.check_known(slot, await hypervisor.labels())
+            await self.look(slot, await hypervisor.labels())
+            if slot.seen is None:
+                return fault_text(slot)
             if slot.suspect or slot.stale or slot.zombie:
                 await hypervisor.ensure_off(slot.label, even_if_off=slot.zombie)
             else:
@@ -81,6 +93,9 @@ class Upkeep:
         if not await self.persist(self._store.machines.unlock(slot.machine.name)):
             return "the database could not be told that it is free"
         slot.suspect = slot.stale = slot.zombie = False
+        self.judge(slot)
+        if slot.faults:
+            return fault_text(slot)
         if not slot.watched:
             slot.asked_at = float("-inf")
             await self.refresh(slot)
@@ -88,11 +103,21 @@ class Upkeep:
         log.info("machine.usable", machine=slot.machine.name)
         return None
 
-    @staticmethod
-    def check_known(slot: Slot, known: Iterable[str]) -> None:
-        if slot.label not in known:
-            there = ", ".join(sorted(known)) or "none"
-            raise MachineNotFound(f"{slot.label!r} is not known to the hypervisor; it has: {there}")
+    # -- faults ---------------------------------------------------------------------------------
+
+    async def look(self, slot: Slot, known: Collection[str]) -> None:
+        """See what the hypervisor, which has the labels ``known``, tells of the machine."""
+        slot.seen, slot.faults = None, None
+        try:
+            slot.seen = await look(slot.hypervisor, slot.config, known)
+        except MachineNotFound as exc:
+            slot.faults = (str(exc),)
+
+    def judge(self, slot: Slot) -> None:
+        """Say what is wrong with a machine that was looked at, beside those that may be used."""
+        if slot.seen is not None:
+            others = (s.seen for s in self._slots.values() if s is not slot and s.faults == ())
+            slot.faults = faults(slot.seen, [seen for seen in others if seen is not None])
 
     # -- states ---------------------------------------------------------------------------------
 
@@ -145,3 +170,8 @@ class Upkeep:
         self.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("fleet.task_failed", exc_info=error)
+
+
+def fault_text(slot: Slot) -> str:
+    """All that is wrong with the machine, as the reason of a quarantine."""
+    return "; ".join(slot.faults or ())[:MAX_REASON]

@@ -69,6 +69,9 @@ class FakeMachine:
     history: list[MachineState] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     """What an inspection finds wrong with it."""
+    ip: str = ""
+    uuid: str = ""
+    """As an inspection finds them."""
 
 
 @dataclass(eq=False)

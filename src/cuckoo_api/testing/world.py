@@ -285,6 +285,8 @@ class FakeHypervisor:
         return MachineFacts(
             snapshots=tuple(machine.snapshots),
             current_snapshot=machine.current,
+            ip=machine.ip,
+            uuid=machine.uuid,
             faults=tuple(machine.faults),
         )
 

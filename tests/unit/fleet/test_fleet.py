@@ -124,13 +124,13 @@ async def test_where_the_guest_is_reached(site, tmp_path: Path) -> None:
     settings = site.settings()
     [one, two] = settings.machinery["fake"].machines
     there = replace(one, ip="10.1.2.3", resultserver_ip="10.1.2.1", resultserver_port=2099)
-    fake = replace(settings.machinery["fake"], machines=(there, replace(two, ip="fd00::2")))
+    fake = replace(settings.machinery["fake"], machines=(there, replace(two, ip="2001:db8::2")))
     async with site.fleet(replace(settings, machinery={"fake": fake})) as fleet:
         address = (await site.lease(fleet)).address
         assert address.agent == "10.1.2.3:8000"
         assert (address.resultserver_ip, address.resultserver_port) == ("10.1.2.1", 2099)
         assert address.sockets == {}
-        assert (await site.lease(fleet, "two-name")).address.agent == "[fd00::2]:8000"
+        assert (await site.lease(fleet, "two-name")).address.agent == "[2001:db8::2]:8000"
 
 
 async def test_what_a_backend_is_told(site) -> None:
@@ -226,9 +226,9 @@ async def test_a_machine_that_somebody_else_starts_is_left_alone(site) -> None:
 
 
 async def test_a_missing_snapshot_is_said(site) -> None:
-    del site.world.machines["one"].snapshots["clean"]
     async with site.fleet() as fleet:
         lease = await site.lease(fleet)
+        del site.world.machines["one"].snapshots["clean"]
         with pytest.raises(SnapshotNotFound, match="'clean'"):
             await lease.restore_and_start()
 
@@ -365,7 +365,10 @@ async def test_a_machine_the_hypervisor_does_not_know(site, until) -> None:
     async with site.fleet(settings) as fleet:
         assert names(fleet) == ["one-name"]
         reason = (await site.row("two-name")).quarantine
-        assert reason == "'two' is not known to the hypervisor; it has: one"
+        assert reason == (
+            "'two' is not known to the hypervisor; it has: one "
+            "(correct 'label' in conf/fake.conf [two-name])"
+        )
         site.world.add("two", with_guest=False)
         await until(fleet, lambda: "two-name" in names(fleet))
         assert site.world.calls("power_off", "two") == []  # nobody of ours started it
