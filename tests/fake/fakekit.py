@@ -256,6 +256,14 @@ class Site:
 
         await self._until(barred)
 
+    async def seen(self, name: str, state: str) -> None:
+        """Until the API shows the machine in this state."""
+
+        async def shown() -> bool:
+            return bool((await self.machine(name))["status"] == state)
+
+        await self._until(shown)
+
     async def free(self) -> None:
         """Until no machine is leased; then all of them must truly be off."""
 

@@ -10,6 +10,7 @@ from fakekit import Gate, Site
 
 from cuckoo_api.artefacts import AnalysisFolder, folder
 from cuckoo_api.artefacts.write import write_whole
+from cuckoo_api.fleet import Deadlines
 from cuckoo_api.machinery import BackendUnavailable, MachineryError
 from cuckoo_api.reporting import service as reporting
 from cuckoo_api.testing.fake import Dies, Failing, GuestRun, Never, scripts
@@ -143,7 +144,10 @@ async def test_a_revert_that_never_ends_is_given_up(site: Site) -> None:
     await site.world.until(lambda: site.world.running() == [])
 
 
-async def test_a_hypervisor_that_goes_away_and_comes_back(site: Site) -> None:
+async def test_a_hypervisor_that_stays_away_for_long_and_comes_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Deadlines, "of", lambda _: Deadlines(first_reopen=0.02, away=0.05))
     site.add("one", scripts.hangs)
     await site.start()
     task_id = await site.submit()
@@ -161,6 +165,84 @@ async def test_a_hypervisor_that_goes_away_and_comes_back(site: Site) -> None:
     await site.world.up()
     assert (await site.until(task_id, "reported"))["machine"] == "one"
     assert await site.get("/readyz")
+    await site.free()
+
+
+async def test_a_hypervisor_that_is_restarted_in_the_middle_costs_the_analysis_nothing(
+    site: Site,
+) -> None:
+    gate = Gate()
+    site.add("one", gate)
+    site.add("two")
+    await site.start()
+    task_id = await site.submit()
+    await site.running("one")
+    await site.world.down("the daemon was killed")
+    await site.seen("one", "unreachable")
+    await site.seen("two", "unreachable")
+    await site.world.up()
+    await site.seen("one", "running")
+    gate.open.set()
+    task = await site.until(task_id, "reported")
+
+    assert (task["machine"], task["errors"]) == ("one", [])
+    assert site.world.starts("one") == 1
+    await site.free()
+    assert [(await site.machine(name))["quarantine"] for name in ("one", "two")] == [None, None]
+
+
+async def test_an_analysis_that_ends_while_the_hypervisor_is_away_is_reported(site: Site) -> None:
+    gate = Gate()
+    site.add("one", gate)
+    await site.start()
+    task_id = await site.submit()
+    await site.running("one")
+    await site.world.down("the daemon was killed")
+    gate.open.set()
+    await site.until(task_id, "reported")
+    waiting = await site.submit()
+
+    assert (await site.machine("one"))["quarantine"] == (
+        "it could not be switched off: the daemon was killed"
+    )
+    assert site.world.running() == ["one"]
+    assert (await site.task(waiting))["status"] == "pending"
+    await site.world.up()
+    assert (await site.until(waiting, "reported"))["errors"] == []
+    assert site.world.starts("one") == 2
+    await site.free()
+
+
+async def test_what_somebody_else_does_to_a_machine_is_seen_by_event(site: Site) -> None:
+    site.add("one")
+    site.add("two")
+    await site.start()
+    await site.seen("one", "poweroff")
+    await site.world.until(lambda: site.world.watched == 1)
+    asked = len(site.world.calls("state"))
+    await site.world.start_by_hand("one")
+    await site.seen("one", "running")
+    await site.world.kill("one")
+    await site.seen("one", "aborted")
+    machines = (await site.get("/machines/list"))["machines"]
+    assert [(m["name"], m["status"]) for m in machines] == [("one", "aborted"), ("two", "poweroff")]
+    assert len(site.world.calls("state")) == asked  # an event told, not a poll
+
+
+async def test_a_fault_of_a_machine_is_told_and_mended_without_a_restart(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Deadlines, "of", lambda _: Deadlines(first_retry=0.02))
+    site.add("one")
+    site.add("two")
+    site.world.machines["one"].faults.append("its disk is full (make room)")
+    await site.start()
+
+    assert (await site.machine("one"))["quarantine"] == "its disk is full (make room)"
+    assert (await site.analyse())["machine"] == "two"
+    task_id = await site.submit(machine="one")
+    site.world.machines["one"].faults.clear()
+    assert (await site.until(task_id, "reported"))["machine"] == "one"
     await site.free()
 
 

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from cuckoo_api.fleet.deadlines import Deadlines, backoff, to_the_end
-from cuckoo_api.fleet.hypervisor import Hypervisor
+from cuckoo_api.fleet.hypervisor import NO_LIMIT, Hypervisor
 from cuckoo_api.fleet.leases import Lease
 from cuckoo_api.fleet.setup import backend_configs, machine_row
 from cuckoo_api.fleet.slots import Slot
@@ -29,8 +29,6 @@ from cuckoo_api.settings import Settings
 from cuckoo_api.store import Store
 
 log = structlog.get_logger()
-
-_NO_LIMIT = 1 << 30
 
 
 class Fleet:
@@ -56,7 +54,7 @@ class Fleet:
         self._deadlines = deadlines or Deadlines.of(settings.timeouts)
         self._hypervisors: list[Hypervisor] = []
         self._slots: dict[str, Slot] = {}
-        self._starts = asyncio.Semaphore(settings.cuckoo.max_vmstartup_count or _NO_LIMIT)
+        self._starts = asyncio.Semaphore(settings.cuckoo.max_vmstartup_count or NO_LIMIT)
         self._upkeep = Upkeep(store, self._deadlines, self._slots)
         self._recovering = False
 
@@ -70,7 +68,12 @@ class Fleet:
         and is tried again in the background; the others work.
         """
         self._hypervisors = [
-            Hypervisor(self._plugins[config.name], config, self._deadlines)
+            Hypervisor(
+                self._plugins[config.name],
+                config,
+                self._deadlines,
+                max_starts=self._settings.machinery[config.name].max_vmstartup_count,
+            )
             for config in backend_configs(self._settings, self._plugins)
         ]
         pairs = {m.name: (m, hv) for hv in self._hypervisors for m in hv.config.machines}
@@ -197,7 +200,7 @@ class Fleet:
     # -- leases, inside -------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        limit = self._settings.cuckoo.max_machines_count or _NO_LIMIT
+        limit = self._settings.cuckoo.max_machines_count or NO_LIMIT
         return sum(slot.taken for slot in self._slots.values()) < limit
 
     async def _claim(self, slot: Slot) -> Lease | None:

@@ -38,6 +38,8 @@ class Deadlines:
     """For a call that was cancelled to end; after that it is left behind."""
     fresh: float = 1
     """How old a known state may be before the hypervisor is asked again."""
+    away: float = 60
+    """For a hypervisor to come back while a machine of its runs; its daemon may be restarted."""
     ask: float = 5
     """Between two questions after a running machine, where the backend reports no changes."""
     first_retry: float = 30

@@ -32,6 +32,7 @@ OFF = frozenset({MachineState.POWEROFF, MachineState.SAVED, MachineState.ABORTED
 """States in which nothing of the guest runs."""
 
 AGENT_PORT = 8000
+NO_LIMIT = 1 << 30
 _POWER_OFF_ATTEMPTS = 2
 _LOOKS = 4
 """Inspections under way at once: a server's start has one for each machine."""
@@ -44,11 +45,18 @@ class Hypervisor:
     """
 
     def __init__(
-        self, plugin: MachineryPlugin, config: BackendConfig, deadlines: Deadlines
+        self,
+        plugin: MachineryPlugin,
+        config: BackendConfig,
+        deadlines: Deadlines,
+        *,
+        max_starts: int = 0,
     ) -> None:
+        """``max_starts`` at once are for whoever starts machines to keep to; 0: no limit."""
         self.name = config.name
         self.config = config
         self.deadlines = deadlines
+        self.starts = asyncio.Semaphore(max_starts or NO_LIMIT)
         self._looks = asyncio.Semaphore(_LOOKS)
         self._plugin = plugin
         self._backend: MachineryBackend | None = None

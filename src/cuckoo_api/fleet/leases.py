@@ -59,10 +59,12 @@ class Lease:
     async def restore_and_start(self) -> None:
         """Revert to the configured snapshot and run. RUNNING when it returns.
 
-        Waits for its turn first: at most ``[cuckoo] max_vmstartup_count`` starts at once. When it
-        fails, times out or is cancelled, the machine was ordered off before it returns.
+        Waits for its turn first: at most ``[cuckoo] max_vmstartup_count`` starts at once, and at
+        most as many of one hypervisor as its own section allows. When it fails, times out or is
+        cancelled, the machine was ordered off before it returns.
         """
-        async with self._starts, self._calls:
+        # its hypervisor's turn first: who waits for that keeps nobody on another one waiting
+        async with self._hypervisor.starts, self._starts, self._calls:
             self._running = False
             try:
                 await self._hypervisor.restore_and_start(
@@ -121,17 +123,28 @@ class Lease:
         """Return when the started machine left RUNNING and this lease had not asked for it.
 
         ``state`` tells how: POWEROFF or ABORTED is the guest's doing, PAUSED the hypervisor's (a
-        full disk), UNREACHABLE means that nobody knows. After :meth:`power_off` it never returns.
+        full disk), UNREACHABLE means that the hypervisor was away for too long: machines run on
+        without it for a while. After :meth:`power_off` it never returns.
         """
         watched = Capability.WATCH in self.capabilities
+        deadlines = self._hypervisor.deadlines
+        now = asyncio.get_running_loop().time
+        away_since: float | None = None
         while True:
             self._news.clear()
             change, sure = await self._look()
-            if change is not None and self._running:
-                return change
             # An event says only that something changed: those of the revert may come late. A
             # backend without events, or too busy to answer, can but be asked again in a while.
-            patience = None if watched and sure else self._hypervisor.deadlines.ask
+            patience = None if watched and sure else deadlines.ask
+            if change is None or not self._running:
+                away_since = None
+            elif change.state is not MachineState.UNREACHABLE:
+                return change
+            else:
+                away_since = now() if away_since is None else away_since
+                patience = min(deadlines.ask, away_since + deadlines.away - now())
+                if patience <= 0:
+                    return change
             try:
                 async with asyncio.timeout(patience):
                     await self._news.wait()

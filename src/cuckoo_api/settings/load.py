@@ -13,6 +13,7 @@ from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.settings.ini import Findings, IniFile
 from cuckoo_api.settings.tokens import Token, read_tokens
 from cuckoo_api.settings.types import (
+    MAX_INT,
     ApiSection,
     ArchivesSection,
     CuckooSection,
@@ -171,6 +172,7 @@ def _machinery(
     file = IniFile(cwd / "conf" / f"{plugin.name}.conf", f"conf/{plugin.name}.conf", findings)
     interface = file.text(plugin.name, "interface")
     names = file.words(plugin.name, "machines")
+    starts = file.number(plugin.name, "max_vmstartup_count", 0, low=0, high=MAX_INT)
     options = _options(file, plugin.name, plugin.options) | {"interface": interface}
     machines: list[MachineConfig] = []
     for name in dict.fromkeys(names):
@@ -199,7 +201,12 @@ def _machinery(
             )
         )
     file.finish()
-    return MachinerySettings(name=plugin.name, options=options, machines=tuple(machines))
+    return MachinerySettings(
+        name=plugin.name,
+        options=options,
+        machines=tuple(machines),
+        max_vmstartup_count=starts,
+    )
 
 
 def _options(file: IniFile, section: str, declared: Sequence[Option]) -> dict[str, str]:

@@ -180,6 +180,8 @@ class MachinerySettings:
     name: str
     options: Mapping[str, str]
     machines: tuple[MachineConfig, ...]
+    max_vmstartup_count: int = 0
+    """At most this many starts at once on this hypervisor; 0 means no limit of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,27 @@ async def test_no_more_starts_at_once_than_allowed(site) -> None:
         assert site.world.max_starting == 1
 
 
+async def test_no_more_starts_at_once_than_one_hypervisor_allows(site) -> None:
+    async with FakeHypervisor() as other:
+        for label in ("three", "four"):
+            other.add(label, with_guest=False)
+        site.worlds["other"] = other
+        settings = site.settings()
+        slow = replace(settings.machinery["fake"], max_vmstartup_count=1)
+        settings = replace(settings, machinery={**settings.machinery, "fake": slow})
+        gate = asyncio.Event()
+        for world in (site.world, other):
+            world.behave("restore_and_start", Slow(until=gate))
+        async with site.fleet(settings) as fleet:
+            leases = [await site.lease(fleet, machine.name) for machine in fleet.free()]
+            starts = asyncio.gather(*(lease.restore_and_start() for lease in leases))
+            await other.until(lambda: other.max_starting == 2)
+            gate.set()
+            await starts
+            assert site.world.running() == ["one", "two"]
+            assert (site.world.max_starting, other.max_starting) == (1, 2)
+
+
 async def test_close_powers_off_what_is_leased(site) -> None:
     async with site.fleet() as fleet:
         lease = await site.lease(fleet)
@@ -521,12 +542,41 @@ async def test_a_machine_that_dies_is_noticed(site, capabilities: Capability) ->
         assert site.world.history("one")[-2:] == [MachineState.ABORTED, POWEROFF]
 
 
-async def test_a_hypervisor_that_goes_away_is_noticed(site) -> None:
+@pytest.mark.parametrize("capabilities", [ALL, UNWATCHED])
+async def test_a_hypervisor_that_stays_away_is_noticed(site, capabilities: Capability) -> None:
+    site.capabilities = capabilities
+    site.deadlines = replace(site.deadlines, away=0.03)
     async with site.fleet() as fleet:
         lease = await site.lease(fleet)
         await lease.restore_and_start()
         assert await stops(lease, site.world.down) == ("one", "unreachable")
         await site.world.up()
+
+
+@pytest.mark.parametrize("capabilities", [ALL, UNWATCHED])
+async def test_a_hypervisor_that_was_away_for_a_moment_ends_nothing(
+    site, capabilities: Capability
+) -> None:
+    site.capabilities = capabilities
+
+    def asked() -> str:
+        return site.world.calls("state", "one")[-1].outcome
+
+    async with site.fleet() as fleet:
+        lease = await site.lease(fleet)
+        await lease.restore_and_start()
+        waiting = asyncio.create_task(lease.wait_stopped())
+        for times in (1, 2):  # each absence has the whole of the patience
+            await site.world.down()
+            await site.world.until(lambda: asked() == "BackendUnavailable")
+            await site.world.up()
+            await site.world.until(lambda: asked() == "done")
+            assert not waiting.done(), times
+        await site.world.down()
+        await site.world.kill("one", "killed meanwhile")  # of which no event tells
+        await site.world.up()
+        async with asyncio.timeout(2):
+            assert (await waiting).state is MachineState.ABORTED
 
 
 async def test_what_the_lease_does_itself_is_no_stop(site, tmp_path: Path, until) -> None:

@@ -74,7 +74,7 @@ def test_machines_are_read_with_the_plugin_s_keys(tmp_path: Path) -> None:
         tmp_path,
         cuckoo="[resultserver]\nip = 10.0.0.1\nport = 4042\n",
         qemu=(
-            "[qemu]\nmachines = one, two\ninterface = br0\nnetwork = BRIDGE\n"
+            "[qemu]\nmachines = one, two\ninterface = br0\nnetwork = BRIDGE\nmax_vmstartup_count = 2\n"
             "[one]\nlabel = one-label\nip = 10.0.0.2\ntags = a, b\nimage = /x.qcow2\n"
             "[two]\nip = 10.0.0.3\nplatform = windows\ninterface = br1\n"
             "resultserver_ip = 10.9.9.9\nresultserver_port = 5000\nsnapshot = clean\n"
@@ -82,6 +82,7 @@ def test_machines_are_read_with_the_plugin_s_keys(tmp_path: Path) -> None:
     )
     qemu = load_settings(tmp_path, [PLUGIN]).machinery["qemu"]
     assert qemu.options == {"network": "bridge", "pwd": "", "interface": "br0"}
+    assert qemu.max_vmstartup_count == 2
     one, two = qemu.machines
     assert (one.name, one.label, one.ip, one.tags) == ("one", "one-label", "10.0.0.2", ("a", "b"))
     assert (one.platform, one.interface) == ("linux", "br0")
@@ -172,6 +173,13 @@ def test_a_hypervisor_s_password_is_never_shown(tmp_path: Path) -> None:
     for shown in (settings, qemu, config, dataclasses.asdict(config), qemu.machines):
         assert "'pwd'" in repr(shown) or "'pin'" in repr(shown)
         assert "sekret" not in repr(shown)
+
+
+def test_one_address_in_two_spellings_is_one(tmp_path: Path) -> None:
+    write(tmp_path, qemu="[qemu]\nmachines = a, b\n[a]\nip = fd00::1\n[b]\nip = FD00:0:0::1\n")
+    assert faults(tmp_path) == [
+        "conf/qemu.conf [b] ip: 'fd00::1' is conf/qemu.conf [a]'s already; allowed: one of its own"
+    ]
 
 
 def test_init_fills_a_directory_and_keeps_what_was_edited(tmp_path: Path) -> None:
