@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from cuckoo_api import __version__
+from cuckoo_api.http.artefacts import ARCHIVES, REPORTS
 from cuckoo_api.http.forms import MULTIPART, URLENCODED
 from cuckoo_api.http.replies import JSON, Message
 from cuckoo_api.http.routes import DIGITS, PATTERNS, ROUTES, WORD, Route
@@ -37,6 +38,13 @@ _QUERY: dict[str, _Json] = {
     "tar": {"type": "string", "description": "An archive's compression: bz2, gz, tar or zst"},
     "tags": {"type": "string", "description": "Comma-separated; the task has them all"},
 }
+
+
+_PATH: dict[str, _Json] = {
+    "format": {"enum": [*REPORTS, *ARCHIVES]},
+    "priority": {"type": "integer", "minimum": 1},
+}
+"""Parts of a path of which the routes let more through than the handlers take: that is 400."""
 
 
 @functools.cache
@@ -72,10 +80,10 @@ def _operation(route: Route) -> _Json:
         "summary": _first_line(route),
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"),
         "parameters": _parameters(route),
-        "responses": {"200": _response("OK", _answer(route), route.media)},
+        "responses": {"200": _response("OK", _answer(route), route.media, *route.also)},
     }
     if route.is_file:
-        operation["responses"]["206"] = _response("Partial Content", {}, route.media)
+        operation["responses"]["206"] = _response("Partial Content", {}, route.media, *route.also)
     for status in sorted(_errors(route)):
         is_own = status == 503 and route.answer is Readiness  # it says so in its own way
         schema = _reference(route.answer if is_own else Message)
@@ -128,6 +136,8 @@ def _names(route: Route) -> list[str]:
 
 
 def _part(name: str) -> _Json:
+    if name in _PATH:
+        return _PATH[name]
     pattern = PATTERNS[name]
     if pattern == DIGITS:
         return {"type": "integer", "minimum": 0}
@@ -136,8 +146,9 @@ def _part(name: str) -> _Json:
     return {"enum": pattern.replace("\\", "").split("|")}
 
 
-def _response(description: str, schema: _Json, media: str = JSON) -> _Json:
-    return {"description": description, "content": {media: {"schema": schema} if schema else {}}}
+def _response(description: str, schema: _Json, media: str = JSON, *also: str) -> _Json:
+    content: _Json = {media: {"schema": schema} if schema else {}}
+    return {"description": description, "content": content | {other: {} for other in also}}
 
 
 def _answer(route: Route) -> _Json:

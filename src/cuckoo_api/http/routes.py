@@ -12,7 +12,7 @@ from aiohttp import web
 from cuckoo_api.analysis.system import SystemStatus
 from cuckoo_api.http import artefacts, docs, events, files, machines, metrics, system, tasks
 from cuckoo_api.http.docs import SCRIPT, SCRIPTS, STYLE, STYLES
-from cuckoo_api.http.downloads import HTML, JPEG, OCTETS, ZIP
+from cuckoo_api.http.downloads import HTML, JPEG, OCTETS, TAR, ZIP
 from cuckoo_api.http.events import EVENT_STREAM
 from cuckoo_api.http.metrics import PLAIN
 from cuckoo_api.http.replies import JSON, Message
@@ -85,6 +85,8 @@ class Route:
     wrap: str = ""
     """``task``: an object with one key ``task``; ``tasks[]``: one whose key holds a list."""
     media: str = JSON
+    also: tuple[str, ...] = ()
+    """Media types of its other formats."""
     form: type[msgspec.Struct] | None = None
     query: tuple[str, ...] = ()
     errors: tuple[int, ...] = ()
@@ -103,6 +105,7 @@ def _file(
     media: str,
     *errors: int,
     query: tuple[str, ...] = (),
+    also: tuple[str, ...] = (),
     is_open: bool = False,
 ) -> Route:
     return Route(
@@ -111,6 +114,7 @@ def _file(
         handler,
         answer,
         media=media,
+        also=also,
         query=query,
         errors=errors,
         is_file=True,
@@ -180,6 +184,7 @@ ROUTES = (
         400,
         503,
         query=("elements", "tar"),
+        also=(HTML, TAR),
     ),
     _file("/tasks/summary/{task_id}", artefacts.summary, dict, JSON),
     _file("/tasks/screenshots/{task_id}", artefacts.screenshots, bytes, ZIP),

@@ -73,3 +73,14 @@ def test_forms_show_their_fields(described: Any) -> None:
     assert schemas["UrlForm"]["required"] == ["url"]
     body = described["paths"]["/tasks/create/url"]["post"]["requestBody"]
     assert set(body["content"]) == {"multipart/form-data", "application/x-www-form-urlencoded"}
+
+
+def test_every_format_of_a_report_is_described(described: Any) -> None:
+    operation = described["paths"]["/tasks/report/{task_id}/{format}"]["get"]
+    [form] = [p["schema"]["enum"] for p in operation["parameters"] if p["name"] == "format"]
+    assert form == ["json", "html", "all", "dropped", "package_files"]
+    assert set(operation["responses"]["200"]["content"]) == {
+        "application/json",
+        "text/html; charset=utf-8",
+        "application/x-tar; charset=UTF-8",
+    }
