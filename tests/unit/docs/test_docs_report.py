@@ -13,6 +13,7 @@ from cuckoo_api.artefacts.folder import SUBFOLDERS
 from cuckoo_api.guest import GuestJob
 from cuckoo_api.model.task import Task
 from cuckoo_api.reporting.processors.formats import elf, macho, pe, script
+from cuckoo_api.reporting.processors.monitor.calls import SIMPLE
 from cuckoo_api.reporting.reporters.jsonreport import CONSTANT
 from cuckoo_api.reporting.sections import EMPTY, PROCESSORS
 from cuckoo_api.reporting.signatures import SIGNATURES, score
@@ -40,7 +41,13 @@ def test_every_key_of_a_part_is_documented(part: str) -> None:
 def test_every_category_of_the_summary_is_documented() -> None:
     source = page("src/cuckoo_api/reporting/processors/trace/calls.py")
     used = set(re.findall(r'\b(?:add|_activity\.add)\([\w.]+, "(\w+)"', source))
-    assert set(table(section(REPORT, "behavior").split("of the summary:")[1])) == used
+    text = section(REPORT, "behavior").split("of the summary:")[1]
+    assert set(table(text)) == used
+    source = page("src/cuckoo_api/reporting/processors/monitor/calls.py")
+    windows = set(re.findall(r'"(\w+)"', "".join(re.findall(r"(?:_add\(| kind = )(.*)", source))))
+    windows |= {category for category, _ in SIMPLE.values()}
+    named = set(table(text.split("of Windows guests only:")[1]))
+    assert named == {item for item in windows if "_" in item or item == "mutex"} - used
 
 
 def test_every_key_of_a_windows_program_is_documented() -> None:

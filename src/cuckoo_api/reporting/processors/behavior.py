@@ -1,4 +1,4 @@
-"""``behavior``: what the sample did, from the trace that the guest's strace wrote."""
+"""``behavior``: what the sample did, from the trace of strace or from the logs of a monitor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-from cuckoo_api.reporting.bounds import Notes
+from cuckoo_api.reporting.bounds import Notes, take
 from cuckoo_api.reporting.evidence import Evidence, Input
 from cuckoo_api.reporting.job import Job
 from cuckoo_api.reporting.processors.trace.activity import MAX_APIS, Activity
@@ -23,31 +23,42 @@ from cuckoo_api.reporting.processors.trace.syntax import (
     UNFINISHED,
     arguments,
 )
-from cuckoo_api.reporting.sections import EMPTY
 
 TRACE = "logs/trace.strace"
 MAX_LINE = 64 << 10
 MAX_UNFINISHED = 4_096
+MAX_LOGS = 500
+
+_LOG = re.compile(r"[0-9]{1,10}\.bson", re.ASCII)
 
 
 def run(evidence: Evidence, job: Job, notes: Notes) -> dict[str, Any]:
-    """The report's ``behavior``; empty with a note when there is no trace."""
+    """The report's ``behavior``; empty with a note when the guest sent nothing to make it of."""
+    activity = Activity(notes)
+    logs = [name for name in evidence.names("logs") if _LOG.fullmatch(name)]
+    if logs:
+        # only here: a guest that is no Windows need not wait for its library
+        from cuckoo_api.reporting.processors.monitor.logs import read_logs
+
+        kept = take(logs, MAX_LOGS, notes, "logs")
+        read_logs(evidence, [f"logs/{name}" for name in kept], activity, notes)
     try:
         with evidence.open(TRACE) as source:
-            return read_trace(source, notes)
+            read_trace(source, activity, notes)
     except FileNotFoundError:
-        notes.add("behavior: the guest sent no trace")
-        return dict(EMPTY["behavior"])
+        if not logs:
+            notes.add("behavior: the guest sent no trace")
+    return activity.section()
 
 
-def read_trace(source: Input, notes: Notes) -> dict[str, Any]:
+def read_trace(source: Input, activity: Activity, notes: Notes) -> None:
     """Read a trace from its beginning to its end or to the limit, in constant memory."""
-    reader = TraceReader(notes)
+    reader = TraceReader(activity, notes)
     for block in blocks(source, notes):
         reader.feed(block)
     if source.truncated:
         notes.add(f"{TRACE}: only a part of its {source.size} bytes was read")
-    return reader.finish()
+    reader.finish()
 
 
 def blocks(source: Input, notes: Notes) -> Iterator[bytes]:
@@ -74,11 +85,11 @@ def blocks(source: Input, notes: Notes) -> Iterator[bytes]:
 
 
 class TraceReader:
-    """Takes blocks of whole lines; gives the section."""
+    """Takes blocks of whole lines."""
 
-    def __init__(self, notes: Notes) -> None:
+    def __init__(self, activity: Activity, notes: Notes) -> None:
         self._notes = notes
-        self._activity = Activity(notes)
+        self._activity = activity
         self._handlers = Interpreter(self._activity).handlers
         self._unfinished: dict[int, bytes] = {}
         self._garbled = 0
@@ -97,11 +108,10 @@ class TraceReader:
                 continue  # counted below
         self._garbled += max(0, block.count(b"\n") - understood)
 
-    def finish(self) -> dict[str, Any]:
-        """The section, after the last block."""
+    def finish(self) -> None:
+        """Say how much was not understood, after the last block."""
         if self._garbled:
             self._notes.add(f"{TRACE}: {self._garbled} lines were not understood")
-        return self._activity.section()
 
     def _completed(self, match: re.Match[bytes]) -> None:
         pid, seen, api, text, result, path, error, _ = match.groups()

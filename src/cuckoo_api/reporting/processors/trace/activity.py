@@ -22,10 +22,15 @@ MAX_TIMELINE = 2_000
 MAX_TEXT = 4_096
 MAX_DEPTH = 64
 
-PAIRS = frozenset({"file_moved"})
+PAIRS = frozenset({"file_copied", "file_moved"})
 """Categories of the summary whose entries are pairs, old and new."""
 
-UNTIMED = frozenset({"connects_ip", "directory_enumerated", "file_failed", "file_read"})
+UNTIMED = frozenset(
+    {
+        "connects_ip", "directory_enumerated", "dll_loaded", "file_exists", "file_failed",
+        "file_opened", "file_read", "regkey_opened", "regkey_read",
+    }
+)  # fmt: skip
 """Categories that are not on the timeline: what was only looked at, or stands there otherwise."""
 
 Entry = str | tuple[str, str]
@@ -84,6 +89,14 @@ class Activity:
         process = self._threads.get(tid)
         if process is None:
             process = self._create(tid, float(seen))
+        return process
+
+    def begin(self, pid: int, ppid: int, seen: float, parent: Process | None) -> Process | None:
+        """A process that tells of itself; those begin in their order. None beyond the limit."""
+        process = self._create(pid, seen)
+        if process is self._others:
+            return None
+        process.ppid, process.parent = ppid, parent
         return process
 
     def forked(self, parent: Process, pid: int, seen: float) -> Process | None:
