@@ -17,18 +17,8 @@ from cuckoo_api.cli.common import Client, ServerError, connect, console, text
 from cuckoo_api.cli.submit import show_result
 from cuckoo_api.cli.terminal import plain
 from cuckoo_api.model.errors import BadInput
+from cuckoo_api.store import TaskFilter
 
-FILTERS = (
-    "status",
-    "owner",
-    "completed_after",
-    "sample",
-    "target",
-    "category",
-    "tags",
-    "machine",
-    "after_id",
-)
 COLUMNS = ("id", "status", "category", "target", "machine", "owner", "added_on", "completed_on")
 STYLES = {
     "pending": "cyan",
@@ -44,7 +34,9 @@ STYLES = {
 async def list_tasks(arguments: argparse.Namespace, cwd: Path) -> int:
     """A table of the tasks that the options let through."""
     query = {
-        name: value for name in FILTERS if (value := getattr(arguments, name)) not in (None, "")
+        name: value
+        for name in TaskFilter.__struct_fields__
+        if (value := getattr(arguments, name)) not in (None, "")
     }
     path = "/tasks/list"
     if arguments.offset is not None and arguments.limit is None:

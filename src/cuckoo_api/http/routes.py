@@ -34,6 +34,7 @@ from cuckoo_api.http.schemas import (
 )
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.settings import Rights
+from cuckoo_api.store import TaskFilter
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -60,17 +61,8 @@ PATTERNS = {
 }
 """What a variable part of a path may hold; anything else is no address of this server."""
 
-FILTERS = (
-    "status",
-    "owner",
-    "completed_after",
-    "sample",
-    "target",
-    "category",
-    "tags",
-    "machine",
-    "after_id",
-)
+FILTERS = TaskFilter.__struct_fields__
+"""Of ``/tasks/list``."""
 
 
 @dataclass(frozen=True, slots=True)
