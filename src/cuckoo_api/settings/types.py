@@ -57,7 +57,8 @@ class ResultServerSection:
     """``[resultserver]`` of cuckoo.conf."""
 
     ip: str = "192.168.55.1"
-    port: int = number(2042, 0, 65535)
+    port: int = number(2042, 1, 65535)
+    """Not 0, for any free one: guests are told this number."""
     upload_max_size: int = number(128 << 20, 1, 1 << 50)
     """Bytes of one file from a guest; the rest is cut off and marked."""
     max_connections: int = number(128, 1, 65535)

@@ -97,7 +97,7 @@ def test_all_faults_are_listed_at_once_with_their_lines(tmp_path: Path) -> None:
         tmp_path,
         cuckoo=(
             "[cuckoo]\nmachinery = qemu, hyperv\nfreespace = lots\nmemory_dump = perhaps\n"
-            "[api]\nhost = 0.0.0.0\nport = 99999\n[resultserver]\nip = here\n"
+            "[api]\nhost = 0.0.0.0\nport = 99999\n[resultserver]\nip = here\nport = 0\n"
         ),
         routing="[routing]\nroute = tor\n",
         qemu="[qemu]\nmachines = one, two, three\n[one]\nip = 10.0.0.2\n[two]\nip = 10.0.0.2\n",
@@ -109,6 +109,7 @@ conf/cuckoo.conf:7 [api] port: '99999'; allowed: a whole number from 0 to 65535
 conf/cuckoo.conf:6 [api] host: '0.0.0.0' is open to others and [cuckoo] api_token is empty; \
 allowed without a token: 127.0.0.1, ::1, localhost
 conf/cuckoo.conf:9 [resultserver] ip: 'here'; allowed: an IP address
+conf/cuckoo.conf:10 [resultserver] port: '0'; allowed: a whole number from 1 to 65535
 conf/routing.conf:2 [routing] route: 'tor'; allowed: none, sinkhole
 conf/cuckoo.conf [cuckoo] machinery: no plugin is installed for 'hyperv'; installed: qemu \
 (pip install cuckoo-machinery-hyperv)
