@@ -16,6 +16,7 @@ from cuckoo_api.analysis.run import InfrastructureFault, Workshop, run_analysis
 from cuckoo_api.analysis.system import free_bytes
 from cuckoo_api.fleet import Fleet, Lease
 from cuckoo_api.model.errors import CuckooError
+from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import Status, Task
 from cuckoo_api.reporting.service import ProcessingFailed, make_report
 
@@ -24,6 +25,8 @@ log = structlog.get_logger()
 RECHECK = 10.0
 """Seconds until it looks again after a full disk or a failed look: their mending makes no event."""
 PARALLEL_REPORTS = 2
+MOST = 64
+"""Machines that are leased at once: as many claims share a commit."""
 REPORTABLE = frozenset({Status.COMPLETED, Status.CANCELLED})
 
 
@@ -94,13 +97,27 @@ class Scheduler:
                 self._look_again_later()
 
     async def _give_each_machine_a_task(self) -> None:
-        for machine in self._fleet.free():
-            if not self._disk_has_room():
+        """Lease the free machines that a waiting task fits, few at first and then more at once.
+
+        What waits is asked before each batch: of hundreds of free machines none tries in vain for
+        the one task that was submitted, and many tasks are leased in few commits.
+        """
+        free, size = self._fleet.free(), 1
+        while free:
+            demands = await self._store.tasks.demands()
+            free = [machine for machine in free if any(d.fits(machine) for d in demands)]
+            if free and not self._disk_has_room():
                 self._look_again_later()
                 return
-            lease = await self._fleet.lease(machine)
-            if lease is not None:
-                self._spawn(lease.task.id, self._see_through(lease))
+            async with asyncio.TaskGroup() as group:
+                for machine in free[:size]:
+                    group.create_task(self._give_a_task(machine))
+            free, size = free[size:], min(2 * size, MOST)
+
+    async def _give_a_task(self, machine: Machine) -> None:
+        lease = await self._fleet.lease(machine)
+        if lease is not None:
+            self._spawn(lease.task.id, self._see_through(lease))
 
     async def _stop_cancelled(self) -> None:
         if not self._analyses:

@@ -200,8 +200,8 @@ class Fleet:
     # -- leases, inside -------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        limit = self._settings.cuckoo.max_machines_count or NO_LIMIT
-        return sum(slot.taken for slot in self._slots.values()) < limit
+        limit = self._settings.cuckoo.max_machines_count
+        return not limit or sum(slot.taken for slot in self._slots.values()) < limit
 
     async def _claim(self, slot: Slot) -> Lease | None:
         try:
@@ -345,27 +345,24 @@ class Fleet:
         loop = asyncio.get_running_loop()
         first, last = self._deadlines.first_reopen, self._deadlines.last_reopen
         failures = 0
+        slots = {slot.label: slot for slot in self._slots_of(hypervisor)}
         while True:
             began, reason = loop.time(), "its stream of events ended"
             try:
                 async with hypervisor.events() as events:
                     async for change in events:
-                        await self._heard_from(hypervisor, change)
+                        if (slot := slots.get(change.label)) is not None:
+                            await self._upkeep.heard(slot, change)
             except MachineryError as exc:
                 reason = str(exc)
             # a stream that breaks as soon as it has begun must not be begun again every second
             failures = 1 if loop.time() - began > last else failures + 1
             log.warning("machinery.lost", machinery=hypervisor.name, reason=reason)
-            for slot in self._slots_of(hypervisor):
+            for slot in slots.values():
                 await self._upkeep.heard(
                     slot, StateChange(slot.label, MachineState.UNREACHABLE, reason)
                 )
             await asyncio.sleep(backoff(first, last, failures))
-
-    async def _heard_from(self, hypervisor: Hypervisor, change: StateChange) -> None:
-        for slot in self._slots_of(hypervisor):
-            if slot.label == change.label:
-                await self._upkeep.heard(slot, change)
 
     # -- small things ---------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -19,8 +20,28 @@ from cuckoo_api.model.task import NewTask
 from cuckoo_api.store.connection import Row, compiled
 from cuckoo_api.store.schema import tasks
 
-_demand = msgspec.json.Decoder(tuple[str, str, list[str]])
 _pending = tasks.c.status == "pending"
+
+
+class Demand(NamedTuple):
+    """What some waiting tasks ask of a machine; empty means any."""
+
+    machine: str
+    """A name or a label."""
+    platform: str
+    tags: frozenset[str]
+
+    def fits(self, machine: Machine) -> bool:
+        """Whether the machine may run them."""
+        return (
+            self.machine in ("", machine.name, machine.label)
+            and self.platform in ("", machine.platform)
+            and self.tags.issubset(machine.tags)
+        )
+
+
+demand_of = msgspec.json.Decoder(Demand).decode
+"""A demand from its text."""
 
 
 def demand(task: NewTask) -> str:
@@ -57,14 +78,5 @@ BEST_OF_EACH = compiled(_best_of_each())
 
 def best_for(machine: Machine, found: Iterable[Row]) -> int | None:
     """The id of the best task for the machine among rows of BEST_OF_EACH."""
-    fitting = [(-priority, task_id) for text, priority, task_id in found if _fits(text, machine)]
+    fitting = [(-prio, task_id) for text, prio, task_id in found if demand_of(text).fits(machine)]
     return min(fitting)[1] if fitting else None
-
-
-def _fits(text: str, machine: Machine) -> bool:
-    name, platform, tags = _demand.decode(text)
-    return (
-        name in ("", machine.name, machine.label)
-        and platform in ("", machine.platform)
-        and set(tags) <= set(machine.tags)
-    )

@@ -15,7 +15,7 @@ from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.sample import NewSample
 from cuckoo_api.model.task import DATE_FORMAT, TRANSITIONS, Guest, NewTask, Status, Task, now_text
 from cuckoo_api.store import lifecycle, listing
-from cuckoo_api.store.claim import BEST_OF_EACH, best_for, demand
+from cuckoo_api.store.claim import BEST_OF_EACH, Demand, best_for, demand, demand_of
 from cuckoo_api.store.connection import Database, Transaction, compiled
 from cuckoo_api.store.listing import SELECT, TaskFilter, task_of
 from cuckoo_api.store.machines import LOCK
@@ -173,14 +173,17 @@ class TaskStore:
 
     # -- change -------------------------------------------------------------------------------
 
+    async def demands(self) -> list[Demand]:
+        """What the pending tasks ask for, each once: few, however many tasks there are."""
+        rows = await self._database.rows(BEST_OF_EACH, {}, slow=True)
+        return [demand_of(text) for text, _, _ in rows]
+
     async def claim(self, machine: Machine) -> Task | None:
         """Lease the machine to the best pending task that fits it, in one transaction.
 
         The task is then ``running``. None, and nothing changed, when no task fits or the machine
         is leased already or in quarantine.
         """
-        if best_for(machine, await self._database.rows(BEST_OF_EACH, {}, slow=True)) is None:
-            return None  # the usual answer, without waiting for the writer
 
         async def operation(transaction: Transaction) -> Task | None:
             task_id = best_for(machine, await transaction.rows(BEST_OF_EACH, {}))
