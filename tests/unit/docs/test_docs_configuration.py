@@ -15,7 +15,8 @@ from cuckoo_api.settings import default_conf, tokens
 from cuckoo_api.settings.ini import Findings, IniFile
 from cuckoo_api.settings.init import CORE_FILES
 from cuckoo_api.settings.load import INHERITED, INHERITED_SECTIONS, MACHINE_KEYS, SECTIONS
-from cuckoo_machinery_qemu.plugin import MACHINE_OPTIONS, OPTIONS
+from cuckoo_machinery_libvirt import plugin as kvm
+from cuckoo_machinery_qemu import plugin as qemu
 
 pytestmark = pytest.mark.slow
 
@@ -94,12 +95,17 @@ def test_the_keys_of_every_machine_are_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "options"), [("[qemu]", OPTIONS), ("A machine", MACHINE_OPTIONS)]
+    ("name", "heading", "options"),
+    [
+        ("qemu", "[qemu]", qemu.OPTIONS),
+        ("qemu", "A machine", qemu.MACHINE_OPTIONS),
+        ("kvm", "[kvm]", kvm.OPTIONS),
+    ],
 )
-def test_the_options_of_the_qemu_plugin_are_documented(
-    heading: str, options: tuple[Option, ...]
+def test_the_options_of_a_plugin_are_documented(
+    name: str, heading: str, options: tuple[Option, ...]
 ) -> None:
-    found = table(section(section(PAGE, "conf/qemu.conf"), heading))
+    found = table(section(section(PAGE, f"conf/{name}.conf"), heading))
     assert list(found) == [option.name for option in options]
     for option in options:
         row = found[option.name]
@@ -108,18 +114,27 @@ def test_the_options_of_the_qemu_plugin_are_documented(
             assert tuple(codes(row["Allowed"])) == option.choices
 
 
-def test_the_qemu_file_that_ships_shows_the_defaults(tmp_path: Path) -> None:
-    text = page("plugins/cuckoo-machinery-qemu/qemu.conf")
-    assert page("conf/qemu.conf") == text
-    path = tmp_path / "qemu.conf"
+@pytest.mark.parametrize(
+    ("folder", "name", "options", "what"),
+    [
+        ("qemu", "qemu", qemu.OPTIONS, "`interface`, the bridge's name, is"),
+        ("libvirt", "kvm", kvm.OPTIONS, "`interface`, where tcpdump listens when QEMU cannot"),
+    ],
+)
+def test_the_file_of_a_plugin_that_ships_shows_the_defaults(
+    folder: str, name: str, options: tuple[Option, ...], what: str, tmp_path: Path
+) -> None:
+    text = page(f"plugins/cuckoo-machinery-{folder}/{name}.conf")
+    assert page(f"conf/{name}.conf") == text
+    path = tmp_path / f"{name}.conf"
     path.write_text(text)
     ini = IniFile(path, path.name, Findings())
-    assert ini.sections == ["qemu"]
-    for option in OPTIONS:
-        assert ini.text("qemu", option.name, "it is missing") == option.default
-    assert ini.text("qemu", "machines", "it is missing") == ""
-    bridge = ini.text("qemu", "interface")
-    assert f"`interface`, the bridge's name, is `{bridge}`" in section(PAGE, "[qemu]")
+    assert ini.sections == [name]
+    for option in options:
+        assert ini.text(name, option.name, "it is missing") == option.default
+    assert ini.text(name, "machines", "it is missing") == ""
+    told = section(PAGE, f"[{name}]")
+    assert f"`{ini.text(name, 'interface')}`" in told[told.index(what) :]
 
 
 def test_the_ignored_keys_of_cuckoo_2_are_listed() -> None:
@@ -144,4 +159,5 @@ def test_the_keys_of_a_token_are_documented_and_shown(tmp_path: Path) -> None:
 
 
 def test_nothing_but_the_documented_files_ships() -> None:
-    assert {path.name for path in (ROOT / "conf").iterdir()} == {*CORE_FILES, "qemu.conf"}
+    shipped = {*CORE_FILES, "qemu.conf", "kvm.conf"}
+    assert {path.name for path in (ROOT / "conf").iterdir()} == shipped

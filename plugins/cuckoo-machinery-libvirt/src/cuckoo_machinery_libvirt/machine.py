@@ -186,6 +186,7 @@ def inspect(domain: libvirt.virDomain, wanted: str | None, others: Iterable[str]
         current_snapshot=current,
         platform=machine.platform,
         ip=_leased_address(domain),
+        uuid=domain.UUIDString(),
         faults=tuple(found),
     )
 

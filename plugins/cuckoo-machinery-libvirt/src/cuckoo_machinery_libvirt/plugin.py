@@ -13,7 +13,8 @@ from cuckoo_api.machinery import (
 )
 
 OPTIONS = (
-    Option("dsn", "qemu:///system", "libvirt's URI."),
+    # some drivers take a password in it
+    Option("dsn", "qemu:///system", "libvirt's URI.", secret=True),
     Option(
         "dump_format",
         "raw",
