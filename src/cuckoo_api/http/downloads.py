@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import IO, Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -46,6 +47,9 @@ class _JsonErrors(web.StreamResponse):
 class Download(web.FileResponse, _JsonErrors):
     """A file as it lies on the disk."""
 
+    _beside = 0
+    """Bytes that went from the file to the socket, and that nobody else has counted."""
+
     def __init__(self, path: Path, content_type: str = OCTETS) -> None:
         super().__init__(path, headers={"Content-Type": content_type})
 
@@ -54,6 +58,24 @@ class Download(web.FileResponse, _JsonErrors):
         if self.prepared:
             return None
         return await super().prepare(request)
+
+    @property
+    def body_length(self) -> int:
+        """Bytes that were sent, for the log."""
+        return super().body_length + self._beside
+
+    async def _sendfile(
+        self, request: web.BaseRequest, fobj: IO[Any], offset: int, count: int
+    ) -> AbstractStreamWriter:
+        writer = await super()._sendfile(request, fobj, offset, count)
+        self._beside += count
+        return writer
+
+    async def _sendfile_fallback(
+        self, writer: AbstractStreamWriter, fobj: IO[Any], offset: int, count: int
+    ) -> AbstractStreamWriter:
+        self._beside -= count  # the writer counts them
+        return await super()._sendfile_fallback(writer, fobj, offset, count)
 
     def _get_file_path_stat_encoding(
         self, accept_encoding: str

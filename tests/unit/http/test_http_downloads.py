@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import zipfile
 
 import pytest
-from httpkit import HELLO, Reply, Site
+import structlog
+from aiohttp import web_fileresponse
+from httpkit import HELLO, Reply, Site, until
+from structlog.testing import capture_logs
 
 pytestmark = pytest.mark.slow
 
@@ -204,3 +208,19 @@ async def test_a_compressed_file_beside_it_is_not_taken_for_it(analysed: Site) -
     analysed.put("reports/report.json.gz", b"planted")
     reply = await analysed.client.get("/tasks/report/1", Accept_Encoding="gzip, br")
     check(reply, "application/json", REPORT)
+
+
+@pytest.mark.parametrize("without_sendfile", [False, True])
+async def test_the_log_counts_what_a_file_s_transfer_takes(
+    analysed: Site, monkeypatch: pytest.MonkeyPatch, *, without_sendfile: bool
+) -> None:
+    monkeypatch.setattr(web_fileresponse, "NOSENDFILE", without_sendfile)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    size, ranged = 100_000, {"Range": "bytes=0-49999"}
+    analysed.put("dump.pcap", bytes(size))
+    with capture_logs() as logs:
+        for method, headers in [("GET", {}), ("GET", ranged), ("HEAD", {})]:
+            await analysed.client.ask(method, "/pcap/get/1", headers=headers)
+        await until(lambda: len(logs) == 3)  # the last line is written after its answer
+    heads = [line["bytes"] - body for line, body in zip(logs, [size, 50_000, 0], strict=True)]
+    assert all(0 < head < 1000 for head in heads), heads
