@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from cuckoo_api.reporting.bounds import Notes, clip
 from cuckoo_api.reporting.evidence import Evidence
 from cuckoo_api.reporting.job import MAX_MESSAGE, Job, Reply, Request
 from cuckoo_api.reporting.parts import Parts
 from cuckoo_api.reporting.reporters.jsonreport import write_json_report
-from cuckoo_api.reporting.sections import HTML, PROCESSORS, REPORT, SIGNATURES, YARA, empty
-from cuckoo_api.reporting.signatures import Facts, match_signatures
+from cuckoo_api.reporting.sections import HTML, PROCESSORS, REPORT, SIGNATURES, YARA
+from cuckoo_api.reporting.signatures.step import judge
 from cuckoo_api.reporting.yara.step import add_matches
 
 Processor = Callable[[Evidence, Job, Notes], Any]
@@ -39,7 +37,7 @@ def run_pipeline(request: Request, processors: Mapping[str, str] = PROCESSORS) -
                 # like a processor: a library that cannot be loaded costs the page only
                 importlib.import_module(PAGE).write_html_report(request, messages)
             elif step == SIGNATURES:
-                parts.keep(step, match_signatures(_facts(request, parts), notes))
+                judge(request, parts, notes)
             else:
                 run: Processor = importlib.import_module(processors[step]).run
                 parts.keep(step, run(evidence, request.job, notes))
@@ -47,14 +45,3 @@ def run_pipeline(request: Request, processors: Mapping[str, str] = PROCESSORS) -
             errors.append(clip(f"{step}: {type(exc).__name__}: {exc}", MAX_MESSAGE))
         messages += errors + notes.lines
         yield Reply(step=step, errors=errors, notes=notes.lines)
-
-
-def _facts(request: Request, parts: Parts) -> Facts:
-    """What the signatures look at; a part that failed is empty."""
-    # the parts are JSON as it lies on the disk: what no signature needs is never decoded
-    text = b",".join(
-        b'"%s":%s' % (name.encode(), parts.raw(name, empty(name, request.job)))
-        for name in ("behavior", "network", "dropped")
-    )
-    head = msgspec.json.encode({"category": request.job.category, "target": request.job.target})
-    return msgspec.json.decode(head[:-1] + b"," + text + b"}", type=Facts)

@@ -6,17 +6,21 @@ import configparser
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
-from docskit import ROOT, blocks, codes, page, section, table
+from docskit import ROOT, block, blocks, codes, page, rows, section, table
 
 from cuckoo_api.artefacts.folder import SUBFOLDERS
 from cuckoo_api.guest import GuestJob
 from cuckoo_api.model.task import Task
+from cuckoo_api.reporting.bounds import Notes
 from cuckoo_api.reporting.processors.formats import elf, macho, pe, script
 from cuckoo_api.reporting.processors.monitor.calls import SIMPLE
 from cuckoo_api.reporting.reporters.jsonreport import CONSTANT
 from cuckoo_api.reporting.sections import EMPTY, PROCESSORS
-from cuckoo_api.reporting.signatures import SIGNATURES, score
+from cuckoo_api.reporting.signatures import Facts, score
+from cuckoo_api.reporting.signatures.builtin import SIGNATURES
+from cuckoo_api.reporting.signatures.loading import load_signatures
 from cuckoo_api.results.protocol import FOLDERS
 
 pytestmark = pytest.mark.slow
@@ -75,6 +79,26 @@ def test_the_signatures_are_listed_as_they_are() -> None:
         assert row["Description"] == kind.description
     for name in ("README.md", "CHANGELOG.md"):
         assert f"{len(SIGNATURES)}" in re.findall(r"(\d+)\s+signatures", page(name))
+
+
+def test_the_shown_signature_works(tmp_path: Path) -> None:
+    folder = tmp_path / "signatures"
+    folder.mkdir()
+    (folder / "a.py").write_text(block(REPORT, "signatures/changes_hosts.py"))
+    notes = Notes()
+
+    [kind] = load_signatures(tmp_path, SIGNATURES, notes)
+
+    written = b'{"behavior": {"summary": {"file_written": ["/etc/hosts", "/etc/host"]}}}'
+    [mark] = kind().marks(msgspec.json.decode(written, type=Facts))
+    assert (mark["category"], mark["ioc"]) == ("file", "/etc/hosts")
+    assert notes.lines == []
+
+
+def test_what_a_signature_looks_at_is_documented() -> None:
+    listed = rows(section(REPORT, "Signatures of your own"))
+    shown = {name.partition("(")[0] for row in listed for name in codes(row["Of `facts`"])}
+    assert shown == {name for name in dir(Facts) if name[0] != "_"}
 
 
 def test_the_score_is_computed_as_it_says() -> None:

@@ -14,11 +14,7 @@ import msgspec
 from cuckoo_api.reporting.job import Request
 from cuckoo_api.reporting.parts import Parts
 from cuckoo_api.reporting.sections import SIGNATURES, empty
-from cuckoo_api.reporting.signatures import score
-
-
-class _Severity(msgspec.Struct):
-    severity: int
+from cuckoo_api.reporting.signatures import Fired, score, scoring
 
 
 def part(request: Request, name: str) -> bytes:
@@ -27,12 +23,15 @@ def part(request: Request, name: str) -> bytes:
 
 
 def info(request: Request) -> dict[str, Any]:
-    """The report's ``info``, with the score."""
+    """The report's ``info``, with the score and what contributed to it."""
     try:
-        found = msgspec.json.decode(part(request, SIGNATURES), type=list[_Severity])
+        found = msgspec.json.decode(part(request, SIGNATURES), type=list[Fired])
     except msgspec.MsgspecError:
         found = []
-    return request.job.info | {"score": score(item.severity for item in found)}
+    return request.job.info | {
+        "score": score(item.severity for item in found),
+        "scoring": scoring(found),
+    }
 
 
 def errors(request: Request, messages: list[str]) -> list[str]:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 
-from cuckoo_api.reporting.signatures.base import Facts, Mark, Signature, basename, mark
+from cuckoo_api.reporting.signatures.base import (
+    Facts,
+    Mark,
+    Signature,
+    basename,
+    mark,
+    words_of,
+)
 
 _TOOLS = frozenset({"wget", "curl", "aria2c", "axel", "lynx", "ftpget", "tftp", "fetch"})
 _URL = re.compile(r"(?:https?|ftps?|tftp)://\S+")
@@ -17,7 +23,6 @@ class NetworkDownload(Signature):
     description = "Downloads a file"
     severity = 2
     ttp = ("T1105",)
-    references = ("https://attack.mitre.org/techniques/T1105/",)
 
     def marks(self, facts: Facts) -> Iterator[Mark]:
         # of a URL that was submitted, the fetching is the analyzer's own work
@@ -27,7 +32,7 @@ class NetworkDownload(Signature):
                 yield mark("cmdline", seen.path, seen)
         written = {file.size: file.filepath for file in facts.dropped if file.size}
         for request in facts.network.http:
-            path = written.get(request.get("response_size", 0))
+            path = written.get(int(request.get("response_size") or 0))
             uri = str(request.get("uri", ""))
             fetched = request.get("method") == "GET" and request.get("status") in (200, 206)
             if fetched and path and uri != own:
@@ -35,10 +40,10 @@ class NetworkDownload(Signature):
 
 
 def _downloads(line: str) -> bool:
-    try:
-        words = shlex.split(line)
-    except ValueError:
-        words = line.split()  # cut in the middle of a quoted word
+    first = basename(line.partition(" ")[0])
+    if first != "busybox" and first not in _TOOLS:
+        return False  # to take a line apart with its quotations takes long
+    words = words_of(line)
     if words and basename(words[0]) == "busybox":
         words = words[1:]
     if not words or basename(words[0]) not in _TOOLS:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import posixpath
 import re
-import shlex
 from collections.abc import Iterator
 
-from cuckoo_api.reporting.signatures.base import Facts, Mark, Signature, basename, mark
+from cuckoo_api.reporting.signatures.base import (
+    Facts,
+    Mark,
+    SeenCommand,
+    Signature,
+    basename,
+    mark,
+    program,
+    words_of,
+)
 
 MASS_WRITTEN = 100
 MASS_MOVED = 50
@@ -28,7 +36,6 @@ class SelfDelete(Signature):
     description = "Deletes its own file"
     severity = 2
     ttp = ("T1070.004",)
-    references = ("https://attack.mitre.org/techniques/T1070/004/",)
 
     def marks(self, facts: Facts) -> Iterator[Mark]:
         own = _own_paths(facts)
@@ -43,7 +50,6 @@ class MassFileChange(Signature):
     description = "Changes many files, as ransomware and wipers do"
     severity = 3
     ttp = ("T1486", "T1485")
-    references = ("https://attack.mitre.org/techniques/T1486/",)
 
     def marks(self, facts: Facts) -> Iterator[Mark]:
         for category, least, word in (
@@ -67,24 +73,10 @@ class ExecutesDropped(Signature):
     description = "Runs a file that it wrote itself"
     severity = 2
     ttp = ("T1204.002",)
-    references = ("https://attack.mitre.org/techniques/T1204/002/",)
 
     def marks(self, facts: Facts) -> Iterator[Mark]:
         for seen in facts.seen("dropped_executed"):
             yield mark("file", seen.path, seen)
-
-
-class ReadsShadow(Signature):
-    name = "reads_shadow"
-    description = "Reads the users' password hashes, or tries to"
-    severity = 3
-    ttp = ("T1003.008",)
-    references = ("https://attack.mitre.org/techniques/T1003/008/",)
-
-    def marks(self, facts: Facts) -> Iterator[Mark]:
-        for seen in facts.seen("file_read", "file_failed"):
-            if seen.path in ("/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-"):
-                yield mark("file", seen.path, seen)
 
 
 class HiddenFile(Signature):
@@ -92,7 +84,6 @@ class HiddenFile(Signature):
     description = "Creates a hidden file or folder"
     severity = 1
     ttp = ("T1564.001",)
-    references = ("https://attack.mitre.org/techniques/T1564/001/",)
 
     def marks(self, facts: Facts) -> Iterator[Mark]:
         for seen in facts.seen("file_created", "directory_created"):
@@ -101,13 +92,85 @@ class HiddenFile(Signature):
                 yield mark("file", seen.path, seen)
 
 
+class SetuidFile(Signature):
+    name = "setuid_file"
+    description = "Makes a program that runs with the rights of its owner"
+    severity = 3
+    ttp = ("T1548.001",)
+
+    def marks(self, facts: Facts) -> Iterator[Mark]:
+        for seen in facts.seen("permissions_changed"):
+            mode, _, path = seen.path.partition(" ")
+            if _mode(mode) & 0o6000 and _mode(mode) & 0o111:
+                yield mark("file", path, seen)
+
+
+class ExecutableInTemporary(Signature):
+    name = "executable_in_temporary"
+    description = "Makes a file executable in a folder for temporary files"
+    severity = 1
+    ttp = ("T1222.002",)
+
+    _places = re.compile(r"^/(?:tmp|var/tmp|dev/shm|run/shm|run/user/[0-9]+)/.")
+
+    def marks(self, facts: Facts) -> Iterator[Mark]:
+        own = set(_own_paths(facts))
+        for seen in facts.seen("permissions_changed"):
+            mode, _, path = seen.path.partition(" ")
+            if _mode(mode) & 0o111 and self._places.search(path) and path not in own:
+                yield mark("file", path, seen)
+
+
+class ImmutableFile(SeenCommand):
+    name = "immutable_file"
+    description = "Protects files from being changed or deleted, also by the administrator"
+    severity = 2
+    ttp = ("T1222.002",)
+    command = program("chattr", r".* \+\S*i")
+
+
+class Timestomp(SeenCommand):
+    name = "timestomp"
+    description = "Gives a file another date"
+    severity = 2
+    ttp = ("T1070.006",)
+    command = program("touch", r".* (?:-[acm]*[rtd]|--(?:reference|date))(?:\b|=)")
+
+
+class RansomNote(Signature):
+    name = "ransom_note"
+    description = "Writes a file that is called like a ransom note"
+    severity = 3
+    ttp = ("T1486",)
+
+    # looked for one after the other: in one pattern, a hostile name would keep it busy for ever
+    _about = re.compile(r"how[ _-]?to|read[ _-]?me|help|instruct|recover|restor|unlock|!!")
+    _what = re.compile(r"decrypt|recover|restor|unlock|ransom|your[ _-]?files|files[ _-]?back")
+    _ends = (".txt", ".htm", ".html", ".hta", ".md", ".png", ".jpg")
+
+    def marks(self, facts: Facts) -> Iterator[Mark]:
+        for seen in facts.changed():
+            name = basename(seen.path)[-255:].lower()
+            about = self._about.search(name) if name.endswith(self._ends) else None
+            if about and self._what.search(name, about.end()):
+                yield mark("file", seen.path, seen)
+
+
+class DestroysData(SeenCommand):
+    name = "destroys_data"
+    description = "Overwrites a disk or wipes files so that they cannot be restored"
+    severity = 3
+    ttp = ("T1485", "T1561")
+    command = re.compile(
+        r"^(?:\S*/)?(?:dd .*\bof=/dev/(?:sd|vd|hd|nvme|xvd|mapper/)|(?:shred|wipefs|wipe|scrub) +\S"
+        r"|mkfs(?:\.\w+)? .*/dev/|rm +(?:-\S+ +)*-\S*[rR]\S* +(?:-\S+ +)*/(?:\*|$| ))"
+    )
+
+
 def _own_paths(facts: Facts) -> list[str]:
     """What the first command names as the thing to run: a program, or a script after it."""
     for line in facts.behavior.summary.get("command_line", ())[:1]:
-        try:
-            words = shlex.split(str(line))
-        except ValueError:
-            return []  # it was cut in the middle of a quoted word
+        words = words_of(str(line))
         own = [word for word in words[:3] if word and not word.startswith("-")]
         return [
             posixpath.normpath(word)
@@ -115,3 +178,10 @@ def _own_paths(facts: Facts) -> list[str]:
             if not _INTERPRETERS.fullmatch(basename(word)) and "\0" not in word
         ]
     return []
+
+
+def _mode(octal: str) -> int:
+    try:
+        return int(octal, 8)
+    except ValueError:
+        return 0
