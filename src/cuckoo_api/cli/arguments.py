@@ -47,6 +47,19 @@ test. Nothing in it pretends to work: a method that is not written yet says so. 
 in docs/machinery.md.
 """
 
+MACHINES_EPILOG = """\
+examples:
+  cuckoo machines                             of the running server
+  cuckoo machines discover kvm                what could be configured
+  cuckoo machines check win7                  does it work? (the server is stopped)
+"""
+DISCOVER_EPILOG = """\
+example:
+  cuckoo machines discover kvm >> ~/.cuckoo/conf/kvm.conf
+  editor ~/.cuckoo/conf/kvm.conf              keep what you want, name it in 'machines ='
+  cuckoo machines check
+"""
+
 SHELLS = ("bash", "zsh", "fish")
 STATUSES = (
     "pending",
@@ -160,6 +173,46 @@ def _add_report(commands: Commands) -> None:
         "-o", "--output", metavar="FILE", help="where to (default: standard output)"
     )
     add_client_arguments(report)
+
+
+def add_machines_command(commands: Commands) -> None:
+    """Show, check, discover."""
+    machines = commands.add_parser(
+        "machines",
+        help="show the machines and what they do now; check them, find others",
+        description="Without an action: ask the running server for its machines, and show what\n"
+        "each does now, which task has it, and why it gets none.",
+        epilog=MACHINES_EPILOG,
+        **RAW,
+    )
+    add_client_arguments(machines)
+    actions = machines.add_subparsers(dest="action", metavar="ACTION")
+    add_check(
+        actions,
+        "Do with each machine what an analysis does: restore its snapshot, wait for its agent, "
+        "cut the power; and say how long each took. What is known to be wrong with a machine is "
+        "said, and it is not started. Exit code 1 when one fails. The server must not be running.",
+    )
+    discover = actions.add_parser(
+        "discover",
+        help="list the machines that a hypervisor has, as sections for its file",
+        description="Ask a hypervisor for all its machines and print a section for each, to be\n"
+        "pasted into conf/BACKEND.conf. How to reach it is read from that file; [cuckoo]\n"
+        "machinery need not name it yet. Nothing is changed. The server must not be running.",
+        epilog=DISCOVER_EPILOG,
+        **RAW,
+    )
+    discover.add_argument("backend", metavar="BACKEND", help="as for [cuckoo] machinery: kvm …")
+    discover.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def add_check(actions: Commands, text: str) -> None:
+    """The proof of machines."""
+    check = actions.add_parser(
+        "check", help="revert, reach and stop machines, and time each step", description=text
+    )
+    check.add_argument("names", nargs="*", metavar="NAME", help="only these (default: all)")
+    check.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def add_token_command(commands: Commands) -> None:

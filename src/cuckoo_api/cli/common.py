@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,13 @@ def need_cwd(cwd: Path) -> None:
         raise ConfigError([f"{cwd} is no working directory yet; run 'cuckoo --cwd {cwd} init'"])
 
 
-def settings_of(cwd: Path) -> Settings:
-    """The working directory's settings; ConfigError also when there is none."""
+def settings_of(cwd: Path, *, machinery: Sequence[str] | None = None) -> Settings:
+    """The working directory's settings; ConfigError also when there is none.
+
+    ``machinery`` is read in place of what ``[cuckoo] machinery`` names.
+    """
     need_cwd(cwd)
-    settings = load_settings(cwd, list(load_plugins().values()))
+    settings = load_settings(cwd, list(load_plugins().values()), machinery=machinery)
     for warning in settings.warnings:
         complaints.print(text("warning:", "yellow"), text(warning), soft_wrap=True)
     return settings

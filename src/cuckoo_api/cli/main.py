@@ -11,8 +11,10 @@ from pathlib import Path
 
 from cuckoo_api import __version__
 from cuckoo_api.cli.arguments import (
+    add_check,
     add_client_arguments,
     add_completion_command,
+    add_machines_command,
     add_plugin_command,
     add_task_commands,
     add_token_command,
@@ -99,12 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_task_commands(commands)
 
-    machines = commands.add_parser(
-        "machines",
-        help="show the machines and what they do now",
-        description="Ask the running server for its machines.",
-    )
-    add_client_arguments(machines)
+    add_machines_command(commands)
     add_token_command(commands)
 
     guest = commands.add_parser("guest", help="build and prove the embedded Linux guest")
@@ -120,13 +117,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--machines", type=int, default=1, metavar="N", help="how many to configure (default: 1)"
     )
     build.add_argument("--force", action="store_true", help="take the snapshots anew")
-    check = guests.add_parser(
-        "check",
-        help="revert, reach and stop machines, and time each step",
-        description="Prove each machine: its snapshot is restored, the agent answers, the power "
-        "goes off. The server must not be running.",
+    add_check(
+        guests,
+        "Prove each machine, as 'cuckoo machines check' does. The server must not be running.",
     )
-    check.add_argument("names", nargs="*", metavar="NAME", help="only these (default: all)")
 
     demo = commands.add_parser(
         "demo",
@@ -208,13 +202,14 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
 
             return asyncio.run(submit(arguments, cwd))
         case "machines":
-            from cuckoo_api.cli.submit import show_machines
+            from cuckoo_api.cli import machines
 
-            return asyncio.run(show_machines(arguments, cwd))
+            actions = {"check": machines.check, "discover": machines.discover}
+            return asyncio.run(actions.get(arguments.action, machines.show)(arguments, cwd))
         case "guest":
-            from cuckoo_api.cli import guest
+            from cuckoo_api.cli import guest, machines
 
-            action = guest.build if arguments.action == "build" else guest.check
+            action = guest.build if arguments.action == "build" else machines.check
             return asyncio.run(action(arguments, cwd))
         case _:
             from cuckoo_api.cli.demo import demo

@@ -1,4 +1,4 @@
-"""``cuckoo submit`` and ``cuckoo machines``: clients of the running server."""
+"""``cuckoo submit``: a client of the running server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import aiohttp
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
-from rich.table import Table
 
 from cuckoo_api.cli.common import Client, connect, console, text
 from cuckoo_api.cli.summary import print_summary
@@ -33,7 +32,6 @@ FIELDS = (
     "clock",
     "callback",
 )
-COLUMNS = ("name", "manager", "platform", "status", "task_id", "snapshot", "quarantine")
 FLAGS = ("memory", "enforce_timeout", "unique")
 CHUNK = 256 << 10
 INTERVAL = 0.5
@@ -149,21 +147,3 @@ async def show_result(client: Client, task: dict[str, Any], *, as_json: bool) ->
         return
     print_summary(console, report)
     console.print(f"\nAll of it: {client.url}/tasks/report/{task['id']}", highlight=False)
-
-
-async def show_machines(arguments: argparse.Namespace, cwd: Path) -> int:
-    """A table of the machines as they are now."""
-    async with connect(cwd, arguments.url, arguments.token) as client:
-        machines = (await client.get("/machines/list"))["machines"]
-    if arguments.json:
-        print(json.dumps(machines))
-        return 0
-    if not machines:
-        console.print("No machine is configured; 'cuckoo guest build' makes one.")
-        return 0
-    table = Table("name", "backend", "platform", "state", "task", "snapshot", "trouble")
-    for machine in machines:
-        cells = (machine[key] for key in COLUMNS)
-        table.add_row(*map(text, cells))
-    console.print(table)
-    return 0

@@ -14,7 +14,7 @@ NAME = ".engine.lock"
 
 
 @contextmanager
-def engine_lock(cwd: Path) -> Iterator[None]:
+def engine_lock(cwd: Path, refusal: str = "another server is already running") -> Iterator[None]:
     """Hold the directory; ConfigError with the holder's pid when another process does.
 
     The kernel drops the lock with the process, however it ends: the file may stay.
@@ -25,7 +25,7 @@ def engine_lock(cwd: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise ConfigError([f"another server is already running on {cwd} (pid {pid})"]) from None
+            raise ConfigError([f"{refusal} on {cwd} (pid {pid})"]) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield

@@ -76,8 +76,13 @@ MACHINE_KEYS = (
 )
 
 
-def load_settings(cwd: Path, plugins: Sequence[MachineryPlugin]) -> Settings:
-    """Read ``cwd/conf``. Raises ConfigError with every fault found, each with what is allowed."""
+def load_settings(
+    cwd: Path, plugins: Sequence[MachineryPlugin], *, machinery: Sequence[str] | None = None
+) -> Settings:
+    """Read ``cwd/conf``. Raises ConfigError with every fault found, each with what is allowed.
+
+    ``machinery`` is used in place of what ``[cuckoo] machinery`` names.
+    """
     findings = Findings()
     tokens = read_tokens(cwd, findings)
     sections: dict[str, Any] = {}
@@ -88,24 +93,26 @@ def load_settings(cwd: Path, plugins: Sequence[MachineryPlugin]) -> Settings:
             sections[section] = _section(file, section, kind)
         _check(file, sections, tokens)
         file.finish(INHERITED_SECTIONS[name])
+    if machinery is not None:
+        sections["cuckoo"] = dataclasses.replace(sections["cuckoo"], machinery=tuple(machinery))
     by_name = {plugin.name: plugin for plugin in plugins}
-    machinery: dict[str, MachinerySettings] = {}
+    machineries: dict[str, MachinerySettings] = {}
     for name in sections["cuckoo"].machinery:
         if name in by_name:
-            machinery[name] = _machinery(cwd, by_name[name], sections["resultserver"], findings)
+            machineries[name] = _machinery(cwd, by_name[name], sections["resultserver"], findings)
         else:
             findings.faults.append(
                 f"conf/cuckoo.conf [cuckoo] machinery: no plugin is installed for {name!r}; "
                 f"installed: {', '.join(sorted(by_name)) or 'none'} "
                 f"(pip install cuckoo-machinery-{name})"
             )
-    _check_machines(machinery, findings)
+    _check_machines(machineries, findings)
     if findings.faults:
         raise ConfigError(findings.faults)
     return Settings(
         cwd=cwd.resolve(),
         **sections,
-        machinery=machinery,
+        machinery=machineries,
         tokens=tokens,
         warnings=tuple(findings.warnings),
     )

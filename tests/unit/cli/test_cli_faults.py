@@ -39,7 +39,7 @@ def test_every_fault_is_listed_at_once(cwd: Path, capsys: pytest.CaptureFixture[
     assert len(lines) == 3
     for key, line in zip(("freespace", "max_attempts", "machinery"), lines, strict=True):
         assert re.match(rf"cuckoo: conf/cuckoo\.conf(:\d+)? \[cuckoo\] {key}: ", line)
-    assert "installed: qemu" in lines[2]
+    assert re.search(r"installed: .*\bqemu\b", lines[2])
 
 
 @pytest.mark.parametrize("words", [("api",), ("submit", "x"), ("machines",), ("guest", "check")])

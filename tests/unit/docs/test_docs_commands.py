@@ -21,7 +21,7 @@ def commands(
 ) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Every command that does something, by the words to type."""
     deeper = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    if not deeper:
+    if not any(action.required for action in deeper) and name != "cuckoo":
         yield name, parser
     for action in deeper:
         for word, sub in action.choices.items():
