@@ -26,6 +26,8 @@ from cuckoo_api.store import Delivery, Store
 log = structlog.get_logger()
 
 PARALLEL = 8
+SHARE = 2
+"""Of these, to one receiver: who is slow, or does not answer, holds up nobody else."""
 FIRST_PAUSE = 10
 """Seconds after the first failure; each further one lasts three times as long."""
 LAST_PAUSE = 3600
@@ -57,7 +59,7 @@ class Webhooks:
         self._resolver = resolver
         self._clock = clock
         self._wanted = asyncio.Event()
-        self._sending: dict[asyncio.Task[None], int] = {}
+        self._sending: dict[asyncio.Task[None], Delivery] = {}
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.Task[None] | None = None
 
@@ -116,14 +118,22 @@ class Webhooks:
             pause = delivery.due - self._clock()
             if pause > 0:
                 return pause
-            if delivery.id in self._sending.values() or self._in_hand(delivery.task_id):
+            if not self._may_be_sent(delivery):
                 continue
             if len(self._sending) == PARALLEL:
                 return None
             task = asyncio.create_task(self._see_to(delivery), name=f"webhook-{delivery.id}")
-            self._sending[task] = delivery.id
+            self._sending[task] = delivery
             task.add_done_callback(self._ended)
         return None
+
+    def _may_be_sent(self, delivery: Delivery) -> bool:
+        sending = self._sending.values()
+        return (
+            all(delivery.id != other.id for other in sending)
+            and sum(delivery.receiver == other.receiver for other in sending) < SHARE
+            and not self._in_hand(delivery.task_id)
+        )
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._sending[task]

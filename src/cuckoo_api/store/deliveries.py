@@ -18,10 +18,29 @@ from cuckoo_api.store.schema import deliveries, webhooks
 
 CHUNK = 200
 """Deliveries read at a time."""
+SHARE = 20
+"""Of these, for one receiver."""
 
 _by_id = deliveries.c.id == sa.bindparam("by_id")
 
-_FIRST = compiled(sa.select(deliveries).order_by(deliveries.c.due, deliveries.c.id).limit(CHUNK))
+
+def _first() -> sa.Select[Any]:
+    url = deliveries.c.url
+    # up to the slash after the host, as Delivery.receiver has it
+    receiver = sa.func.substr(url, 1, 7 + sa.func.instr(sa.func.substr(url + "/", 9), "/"))
+    place = sa.func.row_number().over(
+        partition_by=receiver, order_by=(deliveries.c.due, deliveries.c.id)
+    )
+    ranked = sa.select(deliveries, place.label("place")).subquery()
+    return (
+        sa.select(*(ranked.c[column.name] for column in deliveries.c))
+        .where(ranked.c.place <= SHARE)
+        .order_by(ranked.c.place, ranked.c.due, ranked.c.id)
+        .limit(CHUNK)
+    )
+
+
+_FIRST = compiled(_first())
 _FORGET = compiled(sa.delete(deliveries).where(_by_id))
 _PUT_OFF = compiled(
     sa.update(deliveries)
@@ -44,6 +63,11 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     due: int
     """When to try, in Unix time."""
 
+    @property
+    def receiver(self) -> str:
+        """Whom the address leads to: its scheme, host and port."""
+        return "/".join(self.url.split("/", 3)[:3])
+
 
 class DeliveryStore:
     """The deliveries that are still to be made; those of a deleted task are gone with it."""
@@ -63,11 +87,15 @@ class DeliveryStore:
         await self._database.write(operation)
 
     async def first(self) -> list[Delivery]:
-        """Some of them, in the order in which they are due."""
+        """Some of each receiver's, in the order in which they are due.
+
+        However many one has, the others' are there too.
+        """
         names = Delivery.__struct_fields__
         rows = await self._database.rows(_FIRST, {})
         found = [dict(zip(names, row, strict=True)) for row in rows]
-        return [Delivery(**values | {"status": Status(values["status"])}) for values in found]
+        all_of_them = (Delivery(**v | {"status": Status(v["status"])}) for v in found)
+        return sorted(all_of_them, key=lambda delivery: (delivery.due, delivery.id))
 
     async def forget(self, delivery: Delivery) -> None:
         """It was made, or given up."""

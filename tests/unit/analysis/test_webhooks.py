@@ -8,7 +8,7 @@ import hmac
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from cuckoo_api.analysis.webhooks import FIRST_PAUSE, PARALLEL, Webhooks
+from cuckoo_api.analysis.webhooks import FIRST_PAUSE, PARALLEL, SHARE, Webhooks
 from cuckoo_api.model.task import NewTask
 from cuckoo_api.settings import WebhooksSection
 from cuckoo_api.store import Delivery, Store
+from cuckoo_api.store.deliveries import CHUNK
 
 pytestmark = pytest.mark.slow
 
@@ -94,8 +95,8 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
+@asynccontextmanager
+async def receiving() -> AsyncIterator[Receiver]:
     receiver = Receiver()
     server = web.ServerRunner(
         web.Server(receiver.take, handler_cancellation=True), shutdown_timeout=0.1
@@ -106,6 +107,19 @@ async def receiver() -> AsyncIterator[Receiver]:
     receiver.port = server.addresses[0][1]
     yield receiver
     await server.cleanup()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as made:
+        yield made
+
+
+@pytest.fixture
+async def other(receiver: Receiver) -> AsyncIterator[Receiver]:
+    """Another receiver than the first."""
+    async with receiving() as made:
+        yield made
 
 
 @pytest.fixture
@@ -275,18 +289,31 @@ async def test_nothing_is_told_while_the_task_is_still_in_hand(
 
 
 async def test_a_receiver_that_hangs_holds_up_no_other(
-    store: Store, receiver: Receiver, start: Start
+    store: Store, receiver: Receiver, other: Receiver, start: Start
 ) -> None:
     async def never(_request: web.BaseRequest) -> web.StreamResponse:
         await asyncio.Event().wait()
         raise AssertionError
 
-    receiver.answers = [never] * (PARALLEL - 1)
+    receiver.answers = [never] * 1000
+    count = CHUNK + 1  # more than are read at a time
+    for number in range(count):
+        # each at another address of its
+        await ended(store, f"{receiver.url}/{number}")
     await start()
-    for _ in range(PARALLEL + 2):
+    await receiver.until(SHARE)
+    for _ in range(PARALLEL):
+        await ended(store, other.url)
+    await other.until(PARALLEL)
+    assert len(receiver.got) == SHARE
+
+
+async def test_a_receiver_gets_all_in_turn(store: Store, receiver: Receiver, start: Start) -> None:
+    for _ in range(3 * PARALLEL):
         await ended(store, receiver.url)
-    await receiver.until(PARALLEL + 2)
-    await waiting(store, lambda left: len(left) == PARALLEL - 1)
+    await start()
+    await receiver.until(3 * PARALLEL)
+    await waiting(store, lambda left: left == [])
 
 
 async def test_a_slow_receiver_is_a_failure(store: Store, receiver: Receiver, start: Start) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
+import pytest
 from store_data import machine, url
 
 from cuckoo_api.model.task import FINAL, Status
 from cuckoo_api.store import Store
+from cuckoo_api.store.deliveries import SHARE
 from cuckoo_api.store.triggers import TASK_ENDED
 
 MINE = "https://mine.example/hook"
@@ -84,3 +87,15 @@ async def test_a_callback_is_shown_to_nobody(store: Store) -> None:
 def test_the_ends_are_those_of_the_model() -> None:
     for status in Status:
         assert (f"'{status.value}'" in TASK_ENDED) is (status not in FINAL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["http://a", "https://many.example", "https://m.example:8443"])
+async def test_one_receiver_s_many_do_not_hide_another_s(store: Store, host: str) -> None:
+    urls = [f"{host}/{number}" for number in range(SHARE + 5)]
+    few = "https://few.example"
+    tasks = await store.tasks.submit([url(callback=callback) for callback in [*urls, few]])
+    await asyncio.gather(*(store.tasks.cancel(task_id) for task_id in tasks))
+    found = await store.deliveries.first()
+    assert [delivery.url for delivery in found] == [*urls[:SHARE], few]
+    assert [delivery.receiver for delivery in found] == [host] * SHARE + [few]
