@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CHUNK = 1 << 20
@@ -106,6 +106,23 @@ class Evidence:
         finally:
             os.close(handle)
         return sorted(names)
+
+    def fill(self, folder: str, files: Mapping[str, bytes]) -> None:
+        """Make these the only files of a subfolder that is ours. Raises OSError."""
+        with suppress(FileExistsError):
+            (self._folder / folder).mkdir(mode=0o750)
+        here = os.open(
+            self._folder / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        )
+        try:
+            for name in self.names(folder):
+                os.unlink(name, dir_fd=here)
+            for name, content in files.items():
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                with os.fdopen(os.open(name, flags, 0o640, dir_fd=here), "wb") as file:
+                    file.write(content)
+        finally:
+            os.close(here)
 
     def _handle(self, name: str) -> int:
         *folders, last = name.split("/")

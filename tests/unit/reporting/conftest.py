@@ -16,7 +16,7 @@ LIMIT = 32 << 20
 def folder(tmp_path: Path) -> Path:
     """An analysis folder in Cuckoo's layout, beside the binaries."""
     path = tmp_path / "storage" / "analyses" / "7"
-    for name in ("logs", "files", "shots", "memory", "reports"):
+    for name in ("logs", "files", "shots", "memory", "network", "reports"):
         (path / name).mkdir(parents=True)
     (tmp_path / "storage" / "binaries").mkdir()
     return path

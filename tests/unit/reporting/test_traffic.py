@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
+import re
 import socket
+import ssl
 import struct
+import subprocess
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,8 @@ from cuckoo_api.reporting.bounds import Notes
 from cuckoo_api.reporting.evidence import Evidence
 from cuckoo_api.reporting.job import Job
 from cuckoo_api.reporting.processors import network
-from cuckoo_api.reporting.processors.traffic import talk
+from cuckoo_api.reporting.processors.traffic import bodies, talk
+from cuckoo_api.reporting.processors.traffic.fingerprints import ja3, ja4
 from cuckoo_api.reporting.processors.traffic.streams import Budget, Direction
 
 Parse = Callable[[bytes], dict[str, Any]]
@@ -72,6 +78,33 @@ def pcap(packets: Sequence[bytes]) -> bytes:
     for number, packet in enumerate(packets):
         writer.writepkt(packet, ts=1700000000 + number / 10)
     return out.getvalue()
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+def tls_handshake(name: str, folder: Path) -> tuple[bytes, bytes]:
+    """The first words of a real client and of a real server, OpenSSL's."""
+    client, server = ssl.create_default_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    both = folder / "server.pem"
+    subprocess.run(
+        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 "
+        f"-subj /CN={name} -keyout {both} -out {both}.crt && cat {both}.crt >> {both}",
+        shell=True, check=True, capture_output=True,
+    )  # fmt: skip
+    server.load_cert_chain(both)
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    asked, answered = ssl.MemoryBIO(), ssl.MemoryBIO()
+    one = client.wrap_bio(answered, asked, server_hostname=name)
+    other = server.wrap_bio(asked, answered, server_side=True)
+    with pytest.raises(ssl.SSLWantReadError):
+        one.do_handshake()
+    said = asked.read()
+    asked.write(said)
+    with pytest.raises(ssl.SSLWantReadError):
+        other.do_handshake()
+    return said, answered.read()
 
 
 def conversation(
@@ -207,6 +240,74 @@ def test_segments_out_of_order_and_sent_twice(parse: Parse) -> None:
     assert request["response_size"] == 4
 
 
+def test_bodies_become_files(parse: Parse, folder: Path) -> None:
+    packed = gzip.compress(b"MZ payload")
+    (folder / "network" / "of an earlier report").touch()
+
+    section = parse(
+        pcap(
+            conversation(
+                [
+                    b"POST /up HTTP/1.1\r\nHost: e\r\nContent-Length: 6\r\n\r\nstolen",
+                    b"GET /1 HTTP/1.1\r\nHost: e\r\n\r\n",
+                    b"GET /2 HTTP/1.1\r\nHost: e\r\n\r\n",
+                ],
+                [
+                    b"HTTP/1.1 200 OK\r\nX-Own: 1\r\nContent-Length: 0\r\n\r\n",
+                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+                    b"4\r\nstol\r\n2\r\nen\r\n0\r\n\r\n",
+                    b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+                    % len(packed) + packed,
+                ],
+            )
+        )
+    )  # fmt: skip
+
+    post, first, second = section["http"]
+    sha256 = hashlib.sha256(b"stolen").hexdigest()
+    assert post["req"] == {
+        "path": f"network/{sha256}",
+        "size": 6,
+        "truncated": False,
+        "type": "ASCII text, with no line terminators",
+        "md5": hashlib.md5(b"stolen").hexdigest(),
+        "sha1": hashlib.sha1(b"stolen").hexdigest(),
+        "sha256": sha256,
+    }
+    assert post["resp"] is None
+    assert post["request"] == "POST /up HTTP/1.1\r\nHost: e\r\nContent-Length: 6"
+    assert post["response"] == "HTTP/1.1 200 OK\r\nX-Own: 1\r\nContent-Length: 0"
+    assert post["time"] == 0.2
+    assert (first["req"], first["resp"]["path"]) == (None, f"network/{sha256}")
+    assert (folder / second["resp"]["path"]).read_bytes() == b"MZ payload"
+    assert len(list((folder / "network").iterdir())) == 2
+
+
+def test_bodies_are_kept_within_limits(
+    parse: Parse, folder: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "MAX_BODY", 1000)
+    monkeypatch.setattr(bodies, "MAX_BODIES_SIZE", 2500)
+    bomb = gzip.compress(bytes(1_000_000))
+    ask = b"GET / HTTP/1.1\r\nHost: e\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1200\r\n\r\n"
+    packed = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
+
+    section = parse(
+        pcap(
+            conversation([ask], [packed + bomb], sport=40000)
+            + conversation([ask * 3], [head + b"a" * 1200, head + b"b" * 1200, head], sport=40001)
+        )
+    )
+
+    found = [(item["resp"] or {}).get("size") for item in section["http"]]
+    assert found == [1000, 1000, 500, None]
+    assert [(item["resp"] or {}).get("truncated") for item in section["http"][:3]] == [True] * 3
+    assert section["http"][1]["response_size"] == 1200
+    assert sum(path.stat().st_size for path in (folder / "network").iterdir()) == 2500
+    assert "network.http, bodies in all: cut at 2500" in notes.lines
+
+
 def test_a_body_is_counted_and_not_kept(parse: Parse) -> None:
     body = bytes(60_000)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 6000000\r\n\r\n"
@@ -227,6 +328,63 @@ def test_the_name_in_a_tls_hello(parse: Parse) -> None:
     [entry] = section["tls"]
     assert (entry["sni"], entry["version"], entry["alpn"]) == ("c2.example", "TLS 1.3", ["h2"])
     assert entry["dport"] == 443
+
+
+@pytest.mark.slow
+def test_a_client_and_a_server_have_fingerprints(parse: Parse, tmp_path: Path) -> None:
+    client, server = tls_handshake("c2.example", tmp_path)
+
+    [entry] = parse(pcap(conversation([client], [server[:40], server[40:]], port=8443)))["tls"]
+
+    assert (entry["sni"], entry["version"], entry["chosen"]) == ("c2.example", "TLS 1.3", "TLS 1.3")
+    assert re.fullmatch(r"t13d[0-9]{4}h2_[0-9a-f]{12}_[0-9a-f]{12}", entry["ja4"])
+    assert re.fullmatch(r"[0-9a-f]{32}", entry["ja3"])
+    # what the server of TLS 1.3 chose: its cipher, key share and version
+    cipher = int.from_bytes(server[44 + server[43] : 46 + server[43]])
+    assert entry["ja3s"] == hashlib.md5(f"771,{cipher},43-51".encode()).hexdigest()
+    [unheard] = parse(pcap(conversation([client], port=8443)))["tls"]
+    assert (unheard["chosen"], unheard["ja3s"]) == (None, None)
+
+
+def test_fingerprints_are_those_that_others_publish() -> None:
+    ciphers = [47, 53, 5, 10, 49161, 49162, 49171, 49172, 50, 56, 19, 4]
+    assert ja3(769, ciphers, [0, 10, 11], [23, 24, 25], [0]) == "ada70206e40642a3e4461f35503241d5"
+    assert ja3(769, [0x1A1A, *ciphers], [0, 0xFAFA, 10, 11], [0x2A2A, 23, 24, 25], [0]) == (
+        "ada70206e40642a3e4461f35503241d5"
+    )
+    chrome = {
+        "version": 0x304,
+        "ciphers": numbers("4a4a 1301 1302 1303 c02b c02f c02c c030 cca9 cca8 c013 c014 009c 009d "
+                           "002f 0035"),
+        "extensions": numbers("caca 001b 0000 0033 0010 4469 0017 002d 000d 0005 0023 0012 002b "
+                              "ff01 000b 000a 0015 dada"),
+        "signatures": numbers("0403 0804 0401 0503 0805 0501 0806 0601"),
+    }  # fmt: skip
+    assert ja4(**chrome, alpn=[b"h2", b"http/1.1"]) == "t13d1516h2_8daaf6152771_e5627efa2ab1"
+    assert ja4(**chrome, alpn=[b"\x1ab"]).startswith("t13d151612_")
+    assert ja4(0x301, [], [], [], []) == "t10i000000_000000000000_000000000000"
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_capture(
+    evidence: Evidence, folder: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "MAX_BODIES_SIZE", 100_000)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n"
+    peaks = []
+    for count in (30, 300):
+        packets = conversation(
+            [b"GET / HTTP/1.1\r\nHost: e\r\n\r\n"], [head, *[bytes(30_000)] * count]
+        )
+        (folder / "dump.pcap").write_bytes(pcap(packets))
+        del packets
+        tracemalloc.start()
+        section = network.run(evidence, job, Notes())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert section["http"][0]["response_size"] == 30_000 * count
+
+    assert peaks[1] < peaks[0] * 1.1
 
 
 def test_the_sandbox_itself_is_left_out(parse: Parse) -> None:

@@ -19,14 +19,22 @@ def run(evidence: Evidence, job: Job, notes: Notes) -> dict[str, Any]:
     """The report's ``network``; empty with a note when there is no capture."""
     try:
         with evidence.open(PCAP) as source:
-            return read_capture(source, job, notes)
+            section, files = read_capture(source, job, notes)
     except FileNotFoundError:
         notes.add("network: there is no capture")
         return dict(EMPTY["network"])
+    try:
+        evidence.fill("network", files)
+    except OSError as exc:
+        notes.add(f"network: the bodies could not be kept: {exc.strerror or exc}")
+    return section
 
 
-def read_capture(source: Input, job: Job, notes: Notes) -> dict[str, Any]:
-    """Read a capture to its end, its first unreadable packet or the limit."""
+def read_capture(source: Input, job: Job, notes: Notes) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Read a capture to its end, its first unreadable packet or the limit.
+
+    The section, and what it names in ``network/``, by name.
+    """
     digest = hashlib.sha256()
     for chunk in source.chunks():
         digest.update(chunk)
@@ -40,4 +48,4 @@ def read_capture(source: Input, job: Job, notes: Notes) -> dict[str, Any]:
     if source.truncated:
         notes.add(f"{PCAP}: only a part of its {source.size} bytes was read")
     whole = None if source.truncated else digest.hexdigest()
-    return talk.section() | {"pcap_sha256": whole}
+    return talk.section() | {"pcap_sha256": whole}, talk.bodies.files

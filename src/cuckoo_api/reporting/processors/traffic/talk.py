@@ -11,6 +11,7 @@ import dpkt
 
 from cuckoo_api.reporting.bounds import Notes, clip, printable
 from cuckoo_api.reporting.job import Job
+from cuckoo_api.reporting.processors.traffic.bodies import Bodies
 from cuckoo_api.reporting.processors.traffic.dns import DnsDialogue, Questions
 from cuckoo_api.reporting.processors.traffic.http import Exchange, HttpDialogue
 from cuckoo_api.reporting.processors.traffic.packets import IP
@@ -21,7 +22,7 @@ from cuckoo_api.reporting.processors.traffic.streams import (
     Connection,
     Dialogue,
 )
-from cuckoo_api.reporting.processors.traffic.tls import ClientHello, TlsDialogue
+from cuckoo_api.reporting.processors.traffic.tls import TlsDialogue
 
 MAX_FLOWS = 5_000
 """Listed, for TCP and for UDP each."""
@@ -66,9 +67,12 @@ class Talk:
     """Takes IP packets in their order; gives the section."""
 
     def __init__(self, job: Job, notes: Notes) -> None:
+        self.bodies = Bodies(notes)
+        """What was sent over HTTP."""
         self._job = job
         self._notes = notes
         self._began: float | None = None
+        self._now = 0.0
         self._budget = Budget(MAX_WAITING)
         self._questions = Questions(notes)
         self._tcp: dict[Ends, Flow] = {}
@@ -77,13 +81,13 @@ class Talk:
         self._hosts: dict[str, None] = {}
         self._open: dict[Ends, Connection] = {}
         self._http: list[tuple[Flow, Exchange]] = []
-        self._tls: list[tuple[Flow, ClientHello]] = []
+        self._tls: list[tuple[Flow, dict[str, Any]]] = []
 
     def feed(self, seen: float, packet: IP) -> None:
         """Take a packet that was seen at a Unix time."""
         if self._began is None:
             self._began = seen
-        offset = seen - self._began
+        offset = self._now = seen - self._began
         family = socket.AF_INET if len(packet.src) == 4 else socket.AF_INET6
         src, dst = socket.inet_ntop(family, packet.src), socket.inet_ntop(family, packet.dst)
         inner = packet.data
@@ -102,15 +106,14 @@ class Talk:
             "dns": self._questions.dns(),
             "http": [
                 {"src": flow.src, "sport": flow.sport, "dst": flow.dst, "dport": flow.dport}
-                | exchange.entry(flow.dport)
+                | exchange.entry(flow.dport, self.bodies)
                 for flow, exchange in self._http
             ],
             "tcp": [flow.entry() for flow in self._tcp.values()],
             "udp": [flow.entry() for flow in self._udp.values()],
             "icmp": list(self._icmp.values()),
             "tls": [
-                {"src": flow.src, "sport": flow.sport, "dst": flow.dst, "dport": flow.dport}
-                | {"sni": hello.sni, "version": hello.version, "alpn": list(hello.alpn)}
+                {"src": flow.src, "sport": flow.sport, "dst": flow.dst, "dport": flow.dport} | hello
                 for flow, hello in self._tls
             ],
         }
@@ -166,7 +169,9 @@ class Talk:
         if flow.dport == 53:
             return DnsDialogue(self._questions)
         if HTTP.match(start):
-            return HttpDialogue(lambda exchange: self._exchange(flow, exchange))
+            return HttpDialogue(
+                lambda exchange: self._exchange(flow, exchange), lambda: self._now, self.bodies
+            )
         if TLS.match(start):
             return TlsDialogue(lambda hello: self._hello(flow, hello))
         return None
@@ -177,7 +182,7 @@ class Talk:
         else:
             self._notes.cut("network.http", MAX_HTTP)
 
-    def _hello(self, flow: Flow, hello: ClientHello) -> None:
+    def _hello(self, flow: Flow, hello: dict[str, Any]) -> None:
         if len(self._tls) < MAX_TLS:
             self._tls.append((flow, hello))
         else:
