@@ -17,6 +17,7 @@ from cuckoo_api.settings.init import CORE_FILES
 from cuckoo_api.settings.load import INHERITED, INHERITED_SECTIONS, MACHINE_KEYS, SECTIONS
 from cuckoo_machinery_libvirt import plugin as kvm
 from cuckoo_machinery_qemu import plugin as qemu
+from cuckoo_machinery_virtualbox import plugin as virtualbox
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +101,7 @@ def test_the_keys_of_every_machine_are_documented() -> None:
         ("qemu", "[qemu]", qemu.OPTIONS),
         ("qemu", "A machine", qemu.MACHINE_OPTIONS),
         ("kvm", "[kvm]", kvm.OPTIONS),
+        ("virtualbox", "[virtualbox]", virtualbox.OPTIONS),
     ],
 )
 def test_the_options_of_a_plugin_are_documented(
@@ -119,6 +121,7 @@ def test_the_options_of_a_plugin_are_documented(
     [
         ("qemu", "qemu", qemu.OPTIONS, "`interface`, the bridge's name, is"),
         ("libvirt", "kvm", kvm.OPTIONS, "`interface`, where tcpdump listens when QEMU cannot"),
+        ("virtualbox", "virtualbox", virtualbox.OPTIONS, "`interface`, the host-only interface"),
     ],
 )
 def test_the_file_of_a_plugin_that_ships_shows_the_defaults(
@@ -159,5 +162,5 @@ def test_the_keys_of_a_token_are_documented_and_shown(tmp_path: Path) -> None:
 
 
 def test_nothing_but_the_documented_files_ships() -> None:
-    shipped = {*CORE_FILES, "qemu.conf", "kvm.conf"}
+    shipped = {*CORE_FILES, "qemu.conf", "kvm.conf", "virtualbox.conf"}
     assert {path.name for path in (ROOT / "conf").iterdir()} == shipped

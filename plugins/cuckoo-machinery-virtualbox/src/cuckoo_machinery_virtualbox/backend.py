@@ -163,11 +163,13 @@ class VirtualBoxBackend(MachineryBackend):
             if info.word in _KEPT and not info.session:
                 await self._order(machine, "discardstate", machine.uuid)
                 continue
-            if info.word not in _OFF:
+            if info.word in _OFF:
+                # VBoxSVC, killed and back, knows nothing of a process that runs the guest on
+                lives = await asyncio.to_thread(running, machine.uuid)
+                if not lives and (hangs or not info.session):
+                    break
+            elif info.word not in _KEPT:
                 hangs |= not await self._cut(machine)
-            # VBoxSVC, killed and back, knows nothing of a process that runs the guest on
-            elif (hangs or not info.session) and not await asyncio.to_thread(running, machine.uuid):
-                break
             if waited > OFF_TIMEOUT:
                 raise OperationTimedOut(f"{machine.label} is still {info.word} ({info.session})")
             if hangs:
