@@ -29,12 +29,34 @@ int main(void) {
 }
 """
 
+RULE = """
+rule dropper : demo {
+    meta: description = "Drops an updater"
+    strings: $updater = "demo-updater"
+    condition: filename == "demo-sample.sh" and #updater > 2
+}
+rule updater { strings: $log = ">> /var/log/demo-updater.log" condition: $log and filesize < 200 }
+"""
+SIGNATURE = """
+from cuckoo_api.reporting.signatures import PlantedFile
+import re
+
+class DemoUpdater(PlantedFile):
+    name = "demo_updater"
+    description = "Installs the updater of the demo"
+    severity = 2
+    places = re.compile("^/usr/local/bin/demo-updater$")
+"""
+
 
 def command_lines(report: dict[str, Any]) -> list[str]:
     return [process["command_line"] for process in report["behavior"]["processes"]]
 
 
 async def test_the_demo_sample_from_upload_to_report(site: Site) -> None:
+    # read for each report: the server need not be restarted
+    (site.cwd / "conf" / "yara" / "demo.yar").write_text(RULE)
+    (site.cwd / "signatures" / "demo.py").write_text(SIGNATURE)
     report = await site.analyse(DEMO, "demo-sample.sh", timeout=60)
     sha256 = hashlib.sha256(DEMO.read_bytes()).hexdigest()
     assert report["debug"]["errors"] == []
@@ -71,8 +93,20 @@ async def test_the_demo_sample_from_upload_to_report(site: Site) -> None:
     # what it means, with evidence
     names = {signature["name"] for signature in report["signatures"]}
     assert names >= {"persistence_cron", "persistence_shell", "self_delete", "network_download"}
+    assert names >= {"system_discovery", "yara_match", "demo_updater"}
     assert all(signature["marks"] for signature in report["signatures"])
     assert report["info"]["score"] > 5
+    counted = {part["signature"]: part["points"] for part in report["info"]["scoring"]}
+    assert counted.keys() == names
+    assert counted["demo_updater"] == 1.5
+    # what it looks like: the script itself, and what the user's own rules say of it and its files
+    file, script = report["target"]["file"], report["static"]["script"]
+    assert (script["language"], script["interpreter"]) == ("shell", "/bin/sh")
+    assert script["notable"].keys() >= {"downloads", "makes_executable", "changes_persistence"}
+    assert file["tlsh"].startswith("T1")
+    [match] = file["yara"]
+    assert (match["name"], match["tags"]) == ("dropper", ["demo"])
+    assert [m["name"] for m in dropped["/usr/local/bin/demo-updater"]["yara"]] == ["updater"]
     assert report["screenshots"]
     await site.assert_nothing_held()
     assert await site.stop() == 0
