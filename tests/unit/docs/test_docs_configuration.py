@@ -18,6 +18,7 @@ from cuckoo_api.settings.load import INHERITED, INHERITED_SECTIONS, MACHINE_KEYS
 from cuckoo_machinery_libvirt import plugin as kvm
 from cuckoo_machinery_qemu import plugin as qemu
 from cuckoo_machinery_virtualbox import plugin as virtualbox
+from cuckoo_machinery_vsphere import plugin as vsphere
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +103,7 @@ def test_the_keys_of_every_machine_are_documented() -> None:
         ("qemu", "A machine", qemu.MACHINE_OPTIONS),
         ("kvm", "[kvm]", kvm.OPTIONS),
         ("virtualbox", "[virtualbox]", virtualbox.OPTIONS),
+        ("vsphere", "[vsphere]", vsphere.OPTIONS),
     ],
 )
 def test_the_options_of_a_plugin_are_documented(
@@ -122,6 +124,7 @@ def test_the_options_of_a_plugin_are_documented(
         ("qemu", "qemu", qemu.OPTIONS, "`interface`, the bridge's name, is"),
         ("libvirt", "kvm", kvm.OPTIONS, "`interface`, where tcpdump listens when QEMU cannot"),
         ("virtualbox", "virtualbox", virtualbox.OPTIONS, "`interface`, the host-only interface"),
+        ("vsphere", "vsphere", vsphere.OPTIONS, "`interface`, the host's to the machines' network"),
     ],
 )
 def test_the_file_of_a_plugin_that_ships_shows_the_defaults(
@@ -162,5 +165,5 @@ def test_the_keys_of_a_token_are_documented_and_shown(tmp_path: Path) -> None:
 
 
 def test_nothing_but_the_documented_files_ships() -> None:
-    shipped = {*CORE_FILES, "qemu.conf", "kvm.conf", "virtualbox.conf"}
+    shipped = {*CORE_FILES, "qemu.conf", "kvm.conf", "virtualbox.conf", "vsphere.conf"}
     assert {path.name for path in (ROOT / "conf").iterdir()} == shipped
