@@ -8,13 +8,14 @@ wake the scheduler.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from cuckoo_api.analysis.run import InfrastructureFault, Workshop, run_analysis
 from cuckoo_api.analysis.system import free_bytes
 from cuckoo_api.fleet import Fleet, Lease
+from cuckoo_api.fleet.deadlines import to_the_end
 from cuckoo_api.model.errors import CuckooError
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import Status, Task
@@ -75,11 +76,9 @@ class Scheduler:
         """Stop. A running analysis is broken off and its task goes back to the queue."""
         if self._recheck is not None:
             self._recheck.cancel()
-        tasks = [*self._loops, *self._running]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await _cancelled(self._loops)
+        await asyncio.sleep(0)  # what has not begun could not give its lease back
+        await _cancelled(list(self._running))
         self._loops.clear()
 
     # -- giving out ----------------------------------------------------------------------------
@@ -178,29 +177,23 @@ class Scheduler:
             errors: list[str] | None = None
             try:
                 errors = await self._run(lease)
+            # what is known of its end is kept, also when the server stops at this moment
             except InfrastructureFault as exc:
-                await self._fleet.quarantine(lease.machine.name, str(exc))
-                await self._try_again(task, str(exc))
+                await to_the_end(self._blame(lease, str(exc)))
             except CuckooError as exc:
-                await self._try_again(task, str(exc))
+                await to_the_end(self._try_again(task, str(exc)))
             except asyncio.CancelledError:
-                await asyncio.shield(
-                    self._store.tasks.transition(task.id, Status.RUNNING, Status.PENDING)
-                )
+                await to_the_end(self._put_back(task))
                 raise
             except Exception as exc:  # a bug must cost one attempt, not a task
                 log.exception("analysis.bug")
-                await self._try_again(task, f"Internal error: {type(exc).__name__}")
+                await to_the_end(self._try_again(task, f"Internal error: {type(exc).__name__}"))
             finally:
-                await self._fleet.release(lease)
+                await to_the_end(self._let_go(lease, errors))
             if errors is None:
                 self.wake()
-                return
-            for error in errors:
-                await self._store.tasks.add_error(task.id, error)
-            # one that was cancelled meanwhile stays so, and is reported all the same
-            await self._store.tasks.transition(task.id, Status.RUNNING, Status.COMPLETED)
-            await self._report(task.id)
+            else:
+                await self._report(task.id)
 
     async def _run(self, lease: Lease) -> list[str]:
         """The analysis, which :meth:`_stop_cancelled` may break off; its errors."""
@@ -216,6 +209,23 @@ class Scheduler:
             return ["The analysis was cancelled"]
         finally:
             del self._analyses[task_id]
+
+    async def _let_go(self, lease: Lease, errors: list[str] | None) -> None:
+        """Release the machine; where the analysis came to its end, its task waits for a report."""
+        await self._fleet.release(lease)
+        if errors is None:
+            return
+        for error in errors:
+            await self._store.tasks.add_error(lease.task.id, error)
+        # one that was cancelled meanwhile stays so, and is reported all the same
+        await self._store.tasks.transition(lease.task.id, Status.RUNNING, Status.COMPLETED)
+
+    async def _put_back(self, task: Task) -> None:
+        await self._store.tasks.transition(task.id, Status.RUNNING, Status.PENDING)
+
+    async def _blame(self, lease: Lease, reason: str) -> None:
+        await self._fleet.quarantine(lease.machine.name, reason)
+        await self._try_again(lease.task, reason)
 
     async def _try_again(self, task: Task, reason: str) -> None:
         status = await self._store.tasks.requeue(
@@ -263,3 +273,10 @@ class Scheduler:
                 await tasks.add_error(task_id, error)
         await tasks.transition(task_id, Status.COMPLETED, Status.REPORTED)
         log.info("report.made", task_id=task_id)
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

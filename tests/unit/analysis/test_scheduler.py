@@ -347,6 +347,96 @@ async def test_a_stop_breaks_off_what_runs_and_gives_everything_back(bench: Benc
     assert not any(machine.locked for machine in await bench.store.machines.list())
 
 
+@dataclass
+class Gate:
+    """Holds up whoever calls the function that it stands before."""
+
+    function: Callable[..., Any]
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, *args: Any, **values: Any) -> Any:
+        self.reached.set()
+        await self.opened.wait()
+        return await self.function(*args, **values)
+
+    async def stop(self, scheduler: Scheduler) -> None:
+        """Stop the scheduler while somebody stands before the gate, which then opens."""
+        await self.reached.wait()
+        stopping = asyncio.create_task(scheduler.close())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self.opened.set()
+        await stopping
+
+
+@pytest.mark.parametrize("moment", ["release", "errors", "completed"])
+async def test_an_analysis_that_has_ended_is_kept_although_the_server_stops(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    async def analyse(_lease: Lease) -> list[str]:
+        return ["It ended so"]
+
+    where, name = {
+        "release": (bench.machines, "release"),
+        "errors": (bench.store.tasks, "add_error"),
+        "completed": (bench.store.tasks, "transition"),
+    }[moment]
+    gate = Gate(getattr(where, name))
+    monkeypatch.setattr(where, name, gate, raising=False)
+    bench.analyse = analyse
+    task_id = await bench.submit()
+    await gate.stop(bench.open())
+    assert await bench.status(task_id) == "completed"
+    assert (await bench.store.tasks.get(task_id)).errors == ["It ended so"]
+    assert bench.machines.taken == set()
+
+    bench.open()
+    await bench.until_status(task_id, Status.REPORTED)
+    assert bench.log == [f"run {task_id} on one", f"report {task_id}"]
+
+
+@pytest.mark.parametrize("fault", [InfrastructureFault("one: gone"), Unavailable("no"), KeyError()])
+async def test_an_attempt_that_failed_counts_although_the_server_stops(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    async def analyse(_lease: Lease) -> list[str]:
+        raise fault
+
+    gate = Gate(bench.store.tasks.requeue)
+    monkeypatch.setattr(bench.store.tasks, "requeue", gate, raising=False)
+    bench.analyse = analyse
+    task_id = await bench.submit()
+    await gate.stop(bench.open())
+    assert await bench.status(task_id) == "pending"
+    assert len((await bench.store.tasks.get(task_id)).errors) == 1
+    assert bench.machines.taken == set()
+
+
+async def test_a_stop_at_the_moment_of_a_lease_gives_it_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def analyse(_lease: Lease) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    stopping: list[asyncio.Task[None]] = []
+    bench.analyse = analyse
+    task_id = await bench.submit()
+    scheduler = bench.open()
+    spawn = scheduler._spawn
+
+    def stop_first(*what: Any) -> None:
+        stopping.append(asyncio.create_task(scheduler.close()))
+        spawn(*what)
+
+    monkeypatch.setattr(scheduler, "_spawn", stop_first)
+    await bench.until(lambda: bool(stopping))
+    await stopping[0]
+    assert await bench.status(task_id) == "pending"
+    assert bench.machines.taken == set()
+
+
 async def test_a_cancelled_analysis_ends_and_what_there_is_is_reported(bench: Bench) -> None:
     async def analyse(_lease: Lease) -> list[str]:
         await asyncio.Event().wait()
