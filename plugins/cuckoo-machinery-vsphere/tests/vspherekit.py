@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import ssl
 import subprocess
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class Certificate:
 
     @property
     def thumbprint(self) -> str:
-        der = ssl.PEM_cert_to_DER_cert(self.server.read_text().partition("-----BEGIN CERT")[2:][0])
+        text = self.server.read_text()
+        der = ssl.PEM_cert_to_DER_cert(text[text.index("-----BEGIN CERTIFICATE") :])
         return hashlib.sha256(der).hexdigest()
 
 
@@ -115,6 +117,12 @@ class Admin:
         self._stub.DropConnections()
 
 
+def told(error: BaseException) -> str:
+    """All that a log could show of an error: its causes, their frames, and what these hold."""
+    shown = traceback.TracebackException.from_exception(error, capture_locals=True)
+    return "".join(shown.format())
+
+
 def snapshots(machine: Any) -> list[str]:
     """The names of a machine's snapshots."""
     names, left = [], list(machine.snapshot.rootSnapshotList) if machine.snapshot else []
@@ -141,7 +149,7 @@ class Wire:
 
     def __init__(self, target: int) -> None:
         self.port = 0
-        self._target = target
+        self.target = target
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -166,7 +174,7 @@ class Wire:
         self._tasks.add(task)
         self._writers.add(writer)
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
             self._writers.add(far_writer)
             await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
             self._writers.discard(far_writer)

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
-from cuckoo_api.machinery import MachineryError
-
 T = TypeVar("T")
 
 
@@ -38,15 +36,26 @@ class Batch(Generic[T]):
                 batch, self._waiting = self._waiting, {}
                 try:
                     answers = await self._ask([*batch])
-                except MachineryError as exc:
-                    for future in batch.values():
-                        future.set_exception(exc)
-                        future.exception()  # nobody may be left to hear it
+                except BaseException as exc:
+                    self._fail(batch, exc)
+                    if not isinstance(exc, Exception):  # cancelled: so are those who came since
+                        self._fail(self._waiting, exc)
+                        raise
                 else:
                     for key, future in batch.items():
                         future.set_result(answers.get(key))
         finally:
             self._asking = None
+
+    @staticmethod
+    def _fail(batch: dict[str, asyncio.Future[T | None]], error: BaseException) -> None:
+        for future in batch.values():
+            if isinstance(error, asyncio.CancelledError):
+                future.cancel()
+            else:
+                future.set_exception(error)
+                future.exception()  # nobody may be left to hear it
+        batch.clear()
 
     def close(self) -> None:
         """Ask no more. Who waits is cancelled."""

@@ -103,6 +103,8 @@ class Session:
             until, why = self._barred
             if self._closed or time.monotonic() < until:
                 raise BackendUnavailable(why)
+            if self._login is not None:
+                discard(self._login.stub)
             self._login = None
             made = self._log_in()
             if isinstance(made, Login):
@@ -114,7 +116,7 @@ class Session:
 
     def _log_in(self) -> Login | tuple[float, str]:
         """A login, or until when no other shall be tried, and why."""
-        server = self.server
+        server, stub, wait = self.server, None, BARRED_AFTER_FAILURE
         try:
             if self._context is None:
                 self._context = tls_context(server)
@@ -127,15 +129,17 @@ class Session:
             content.sessionManager.Login(server.user, str(server.pwd))
         except REFUSED as exc:
             why = f"{server.name} refuses the login of {server.user!r}: {words(exc)}"
-            return time.monotonic() + BARRED_AFTER_REFUSAL, why
+            wait = BARRED_AFTER_REFUSAL
         except (vmodl.MethodFault, *LOST) as exc:
             why = f"{server.name} cannot be reached: {words(exc)}"
-            return time.monotonic() + BARRED_AFTER_FAILURE, why
         except Exception as exc:  # noqa: BLE001 - the frames of no error may hold the password
             why = f"{server.name}: the login fails: {type(exc).__name__}"
-            return time.monotonic() + BARRED_AFTER_FAILURE, why
-        self._generation += 1
-        return Login(stub, content, self._context, self._generation)
+        else:
+            self._generation += 1
+            return Login(stub, content, self._context, self._generation)
+        if stub is not None:
+            discard(stub)
+        return time.monotonic() + wait, why
 
     def sibling(self, login: Login, timeout: float) -> Login:
         """The same session on connections of its own, for answers that are long in coming."""
@@ -155,7 +159,13 @@ class Session:
         if login is not None:
             with contextlib.suppress(vmodl.MethodFault, *LOST):
                 login.content.sessionManager.Logout()
-            login.stub.DropConnections()
+            discard(login.stub)
+
+
+def discard(stub: SoapStubAdapter) -> None:
+    """Close its connections: idle ones now, others when they have their answer."""
+    stub.poolSize = 0
+    stub.DropConnections()
 
 
 def fault_of(missing: Any) -> None:

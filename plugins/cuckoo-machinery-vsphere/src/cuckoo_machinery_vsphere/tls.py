@@ -13,7 +13,7 @@ import ssl
 from cuckoo_machinery_vsphere.settings import Server
 
 
-class WrongCertificate(ssl.SSLError):
+class WrongCertificate(OSError):
     """The server shows another certificate than the one that it was pinned to."""
 
 
@@ -30,7 +30,7 @@ def tls_context(server: Server) -> ssl.SSLContext:
     certificate = _fetch(server)
     found = hashlib.sha256(certificate).hexdigest()
     if found != server.thumbprint:
-        raise WrongCertificate(1, f"its certificate has the SHA-256 thumbprint {found}")
+        raise WrongCertificate(f"its certificate has the SHA-256 thumbprint {found}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # the certificate is known itself, whatever name it carries
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

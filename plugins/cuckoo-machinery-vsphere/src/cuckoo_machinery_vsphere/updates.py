@@ -12,7 +12,7 @@ from pyVmomi import vim, vmodl
 from cuckoo_api.machinery import MachineryError
 from cuckoo_machinery_vsphere.faults import LOST, translated
 from cuckoo_machinery_vsphere.inventory import machines_below_root
-from cuckoo_machinery_vsphere.session import Login, Session, key_of
+from cuckoo_machinery_vsphere.session import Login, Session, discard, key_of
 from cuckoo_machinery_vsphere.tasks import changes, private_collector
 
 WAIT = 15
@@ -81,7 +81,7 @@ class Updates(threading.Thread):
                 collector.CreateFilter(wanted, True)
                 self._wait(collector)
         finally:
-            own.stub.DropConnections()
+            discard(own.stub)
 
     def _wait(self, collector: vmodl.query.PropertyCollector) -> None:
         version, update = "", Update(first=True)

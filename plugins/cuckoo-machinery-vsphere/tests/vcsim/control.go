@@ -28,15 +28,14 @@ var (
 	onTasks = map[string]*order{}
 	onHTTP  *order
 	gets    []string
+	latest  types.ManagedObjectReference
 )
 
 var faults = map[string]func() types.BaseMethodFault{
 	"MethodNotFound":   func() types.BaseMethodFault { return new(types.MethodNotFound) },
 	"NoPermission":     func() types.BaseMethodFault { return new(types.NoPermission) },
-	"TaskInProgress":   func() types.BaseMethodFault { return new(types.TaskInProgress) },
+	"TaskInProgress":   func() types.BaseMethodFault { return &types.TaskInProgress{Task: latest} },
 	"FileFault":        func() types.BaseMethodFault { return &types.FileFault{File: "full"} },
-	"InvalidState":     func() types.BaseMethodFault { return new(types.InvalidState) },
-	"OutOfBounds":      func() types.BaseMethodFault { return new(types.OutOfBounds) },
 	"NotAuthenticated": func() types.BaseMethodFault { return new(types.NotAuthenticated) },
 }
 
@@ -123,6 +122,9 @@ func onCall(method *simulator.Method) types.BaseMethodFault {
 }
 
 func onTask(task *simulator.Task) types.BaseMethodFault {
+	mu.Lock()
+	latest = task.Self
+	mu.Unlock()
 	return follow(onTasks, strings.TrimPrefix(task.Info.DescriptionId, "VirtualMachine."))
 }
 
