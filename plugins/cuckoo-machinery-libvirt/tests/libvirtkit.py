@@ -139,6 +139,16 @@ class Libvirtd:
         self._daemon.wait()
         self._daemon = None
 
+    def freeze(self) -> None:
+        """Stop the daemon: it neither answers nor hangs up."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on; and nsenter, which has stopped with it."""
+        assert self._daemon is not None
+        for pid in (self.pid, self._daemon.pid):
+            os.kill(pid, signal.SIGCONT)
+
     def qemu(self, label: str) -> int:
         """The process of a running machine."""
         return self.qemus()[label]

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import dpkt
 import libvirt
 import pytest
 
@@ -24,8 +25,10 @@ from cuckoo_api.machinery import (
     StateChange,
 )
 from cuckoo_machinery_libvirt.backend import LibvirtBackend
+from cuckoo_machinery_libvirt.capture import behead
 from cuckoo_machinery_libvirt.errors import Uri
 from cuckoo_machinery_libvirt.events import state_after
+from cuckoo_machinery_libvirt.facts import hardware
 from cuckoo_machinery_libvirt.link import Link
 from cuckoo_machinery_libvirt.plugin import OPTIONS, cuckoo_register_machinery
 
@@ -155,6 +158,34 @@ async def test_dumps_are_not_offered_where_libvirt_would_write_them_elsewhere() 
     assert not Uri("qemu+tls://host/system").local
     assert Uri("qemu:///system").local
     assert Uri("qemu+unix:///system?socket=/run/x").local
+
+
+@pytest.mark.parametrize(
+    ("kind", "card", "past_qemu"),
+    [
+        ("kvm", "<model type='virtio'/>", True),
+        ("kvm", "<model type='virtio'/><driver name='qemu'/>", False),
+        ("kvm", "<model type='e1000'/>", False),
+        ("qemu", "<model type='virtio'/>", False),
+    ],
+)
+def test_which_cards_packets_may_pass_qemu_by(kind: str, card: str, past_qemu: bool) -> None:
+    xml = f"<domain type='{kind}'><devices><interface>{card}</interface></devices></domain>"
+    assert [card.uses_vhost for card in hardware(xml).cards] == [past_qemu]
+
+
+def test_virtios_headers_are_left_out_of_a_capture(tmp_path: Path) -> None:
+    ours, other = bytes.fromhex("525400007411"), bytes.fromhex("fe5400007411")
+    frames = [ours + other + b"\x08\x00 in", other + ours + b"\x08\x00 out"]
+    headed = [bytes(10) + frames[0], bytes(12) + frames[0], bytes(12) + frames[1]]
+    with (tmp_path / "headed").open("wb") as file:
+        writer = dpkt.pcap.Writer(file)
+        for frame in headed:
+            writer.writepkt(frame, 1)
+        file.write(bytes(8))  # where QEMU was killed
+    behead(tmp_path / "headed", tmp_path / "plain", ours)
+    with (tmp_path / "plain").open("rb") as file:
+        assert [frame for _, frame in dpkt.pcap.Reader(file)] == [frames[0], *frames]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import dpkt
 import pytest
 from libvirtkit import ADDRESSES, GATEWAY, SNAPSHOT, Lab, agent_of, connected, inside
 
@@ -119,10 +120,9 @@ async def test_guests_run_on_while_libvirtd_is_away_and_are_found_again(
 
 @pytest.fixture
 def frozen(lab: Lab) -> Iterator[Callable[[], None]]:
-    """Stops libvirtd, which then neither answers nor hangs up; it goes on at the end."""
-    pid = lab.libvirtd.pid
-    yield lambda: os.kill(pid, signal.SIGSTOP)
-    os.kill(pid, signal.SIGCONT)
+    """Makes libvirtd hang, until the end of the test."""
+    yield lab.libvirtd.freeze
+    lab.libvirtd.thaw()
 
 
 async def test_a_libvirtd_that_hangs_is_unreachable(
@@ -165,21 +165,21 @@ async def test_a_capture_holds_what_the_guest_sent(make: Make, tmp_path: Path) -
             await inside(agent, f"python3 -c 'import socket; {send}'")
         assert await asyncio.to_thread(listener.recv, 100) == b"to-be-seen"
     await backend.stop_capture("one")
-    assert b"to-be-seen" in path.read_bytes()
+    with path.open("rb") as file:
+        frames = [dpkt.ethernet.Ethernet(frame) for _, frame in dpkt.pcap.Reader(file)]
+    datagrams = [f.data.data for f in frames if isinstance(f.data.data, dpkt.udp.UDP)]
+    assert [(d.dport, d.data) for d in datagrams] == [(9999, b"to-be-seen")]
     assert path.stat().st_mode & 0o777 == 0o640
     assert list((tmp_path / "captures").iterdir()) == []
 
 
-@pytest.mark.parametrize(("form", "magic"), [("raw", b"\x7fELF"), ("kdump-zlib", b"KDUMP   ")])
-async def test_memory_is_dumped_in_the_form_asked_for(
-    make: Make, tmp_path: Path, form: str, magic: bytes
-) -> None:
-    backend = await make(dump_format=form)
+async def test_memory_is_dumped_in_the_form_asked_for(make: Make, tmp_path: Path) -> None:
+    backend = await make(dump_format="kdump-zlib")
     await backend.restore_and_start("one", SNAPSHOT)
     path = tmp_path / "memory.dmp"
     await backend.dump_memory("one", path)
     with path.open("rb") as file:
-        assert file.read(len(magic)) == magic
+        assert file.read(12) == b"makedumpfile"
     assert path.stat().st_uid == os.geteuid()
     assert await backend.state("one") is RUNNING
 

@@ -61,14 +61,6 @@ class Start:
     given_up: threading.Event
 
 
-@dataclass
-class Capturing:
-    """A capture under way: where QEMU writes, and where that goes in the end."""
-
-    spool: Path
-    path: Path
-
-
 class LibvirtBackend(MachineryBackend):
     """The machines of one libvirt URI.
 
@@ -96,7 +88,7 @@ class LibvirtBackend(MachineryBackend):
         self._long = Link(self._uri, "long")
         self._spool = config.state_dir / "captures"
         self._starts: dict[str, Start] = {}
-        self._captures: dict[str, Capturing] = {}
+        self._captures: dict[str, capture.Capturing] = {}
         self._settled: set[str] = set()
         """Machines that ended badly and were powered off since: libvirt still says how it was."""
         self._streams: set[asyncio.Queue[StateChange | None]] = set()
@@ -107,12 +99,13 @@ class LibvirtBackend(MachineryBackend):
         if not self._uri.text:
             raise BadConfig("[kvm] dsn is empty; set it to libvirt's URI, as qemu:///system")
         live = await self._ask.connect(OPEN_TIMEOUT)
-        confined = await self._ask.call(self._about, _confined, OPEN_TIMEOUT)
+        work = functools.partial(machine.qemu_can_capture, labels=self._configured())
+        captures = await self._ask.call(self._about, work, OPEN_TIMEOUT)
         await asyncio.to_thread(_fresh, self._spool)
         if not self._uri.local:
             # libvirt writes dumps where it runs
             self.capabilities &= ~(Capability.MEMORY_DUMP | Capability.CAPTURE)
-        if confined is not False:
+        if not captures:
             self.capabilities &= ~Capability.CAPTURE
         if live.events is None:
             self.capabilities &= ~Capability.WATCH
@@ -219,12 +212,11 @@ class LibvirtBackend(MachineryBackend):
             await super().start_capture(label, path)
         spool = self._spool / secrets.token_hex(8)
 
-        def work(domain: libvirt.virDomain) -> None:
+        def work(domain: libvirt.virDomain) -> capture.Capturing:
             machine.require(domain, *machine.ON)
-            capture.begin(domain, spool)
+            return capture.begin(domain, spool, path)
 
-        await self._on(self._order, label, work, ORDER_TIMEOUT)
-        self._captures[label] = Capturing(spool, path)
+        self._captures[label] = await self._on(self._order, label, work, ORDER_TIMEOUT)
 
     async def stop_capture(self, label: str) -> None:
         if Capability.CAPTURE not in self.capabilities:
@@ -235,7 +227,7 @@ class LibvirtBackend(MachineryBackend):
             return
         with contextlib.suppress(MachineryError):  # it has gone: the file is finished
             await self._on(self._order, label, capture.end, ORDER_TIMEOUT)
-        await asyncio.to_thread(capture.keep, under_way.spool, under_way.path)
+        await asyncio.to_thread(capture.keep, under_way)
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -321,13 +313,6 @@ def _with(label: str, work: Callable[[libvirt.virDomain], T]) -> Callable[[libvi
 
 def _names(connection: libvirt.virConnect) -> list[str]:
     return [domain.name() for domain in connection.listAllDomains()]
-
-
-def _confined(connection: libvirt.virConnect) -> bool | None:
-    """Whether QEMUs there may write to no file but those of their machine; None: no QEMUs."""
-    if connection.getType() != "QEMU":
-        return None
-    return connection.getSecurityModel()[0] in ("apparmor", "selinux")
 
 
 def _fresh(folder: Path) -> None:

@@ -22,14 +22,24 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class Card:
+    """A network card."""
+
+    mac: str
+    netdev: str
+    """QEMU's name for its other end; only a running machine has one."""
+    is_virtio: bool
+    uses_vhost: bool
+    """Whether the kernel may move its packets, past QEMU."""
+
+
+@dataclass(frozen=True)
 class Hardware:
     """A machine as libvirt describes it."""
 
     label: str
     disks: tuple[Disk, ...]
-    macs: tuple[str, ...]
-    netdevs: tuple[str, ...]
-    """QEMU's name for each network card's other end, of a running machine."""
+    cards: tuple[Card, ...]
     platform: str
 
 
@@ -47,14 +57,22 @@ def hardware(xml: str) -> Hardware:
         for source in [disk.find("source")]
         if disk.get("device", "disk") in ("disk", "lun") and disk.find("readonly") is None
     ]
-    cards = root.findall("devices/interface")
-    aliases = [_attribute(card, "alias", "name") for card in cards]
+    cards = [
+        Card(
+            mac=_attribute(card, "mac", "address"),
+            netdev=f"host{_attribute(card, 'alias', 'name')}",
+            is_virtio=_attribute(card, "model", "type").startswith("virtio"),
+            uses_vhost=root.get("type") == "kvm"
+            and _attribute(card, "model", "type").startswith("virtio")
+            and _attribute(card, "driver", "name") != "qemu",
+        )
+        for card in root.iterfind("devices/interface")
+    ]
     system = next((found.get("id", "") for found in root.iter(_OS)), "")
     return Hardware(
         label=root.findtext("name", ""),
         disks=tuple(disks),
-        macs=tuple(filter(None, (_attribute(card, "mac", "address") for card in cards))),
-        netdevs=tuple(f"host{alias}" for alias in aliases if alias),
+        cards=tuple(cards),
         platform=next((word for host, word in _SYSTEMS.items() if host in system), "linux")
         if system
         else "",
@@ -81,7 +99,7 @@ def faults(machine: Hardware, others: Iterable[Hardware], *, has_snapshots: bool
         ]
         found += [
             f"{other.label} has the same MAC address {mac}: change one of them"
-            for mac in sorted(set(machine.macs) & set(other.macs))
+            for mac in sorted({c.mac for c in machine.cards} & {c.mac for c in other.cards})
         ]
     return found
 

@@ -191,6 +191,20 @@ def inspect(domain: libvirt.virDomain, wanted: str | None, others: Iterable[str]
     )
 
 
+def qemu_can_capture(connection: libvirt.virConnect, labels: Iterable[str]) -> bool:
+    """Whether the QEMU of each machine sees all its packets and may write them to a file of ours.
+
+    One answer for all of them: else it would depend on the machine how a capture comes about.
+    """
+    if connection.getType() != "QEMU":
+        return False
+    if connection.getSecurityModel()[0] in ("apparmor", "selinux"):
+        return False
+    there = {domain.name(): domain for domain in connection.listAllDomains()}
+    machines = [hardware(_description(there[label])) for label in labels if label in there]
+    return not any(card.uses_vhost for machine in machines for card in machine.cards)
+
+
 def _others(domain: libvirt.virDomain, labels: Iterable[str]) -> list[Hardware]:
     own = domain.name()
     there = {one.name(): one for one in domain.connect().listAllDomains()}
