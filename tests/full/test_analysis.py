@@ -104,8 +104,7 @@ async def test_the_demo_sample_from_upload_to_report(site: Site) -> None:
     assert (script["language"], script["interpreter"]) == ("shell", "/bin/sh")
     assert script["notable"].keys() >= {"downloads", "makes_executable", "changes_persistence"}
     assert file["tlsh"].startswith("T1")
-    [match] = file["yara"]
-    assert (match["name"], match["tags"]) == ("dropper", ["demo"])
+    assert {match["name"]: match["tags"] for match in file["yara"]} == {"dropper": ["demo"]}
     assert [m["name"] for m in dropped["/usr/local/bin/demo-updater"]["yara"]] == ["updater"]
     assert report["screenshots"]
     await site.assert_nothing_held()

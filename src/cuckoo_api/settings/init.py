@@ -11,6 +11,7 @@ from pathlib import Path
 from cuckoo_api.machinery import MachineryPlugin
 
 CORE_FILES = ("cuckoo.conf", "routing.conf", "tokens.conf")
+RULE_FILES = ("yara/starter.yar",)
 FOLDERS = (
     "conf",
     "conf/yara",
@@ -50,6 +51,7 @@ def init_cwd(cwd: Path, plugins: Sequence[MachineryPlugin]) -> list[Path]:
         wanted["cuckoo.conf"], "cuckoo", "api_token", secrets.token_urlsafe(32)
     )
     wanted |= {f"{p.name}.conf": p.default_conf for p in plugins if p.default_conf}
+    wanted |= {name: default_conf(name) for name in RULE_FILES}
     written: list[Path] = []
     for name, text in wanted.items():
         path = cwd / "conf" / name

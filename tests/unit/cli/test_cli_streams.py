@@ -19,7 +19,7 @@ def test_a_command_prints_its_answer_and_no_log(tmp_path: Path) -> None:
         [sys.executable, "-m", "cuckoo_api", "--cwd", str(cwd), "init"],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    names = ("cuckoo", "routing", "tokens", *load_plugins())
-    written = [f"wrote {cwd}/conf/{name}.conf" for name in names]
+    names = [f"{name}.conf" for name in ("cuckoo", "routing", "tokens", *load_plugins())]
+    written = [f"wrote {cwd}/conf/{name}" for name in (*names, "yara/starter.yar")]
     assert done.stdout.splitlines() == [*written, f"{cwd} is ready."]
     assert done.stderr == ""

@@ -235,7 +235,7 @@ def test_no_more_than_the_limit_is_read(folder: Path) -> None:
 def test_pictures_dumps_and_logs(folder: Path, evidence: Evidence, job: Job, notes: Notes) -> None:
     for name in ("0002.jpg", "0001.jpg", "x.jpg", "0003.png"):
         (folder / "shots" / name).write_bytes(b"")
-    (folder / "memory" / "12-1.dmp").write_bytes(b"abc")
+    (folder / "memory" / "12-1.dmp").write_bytes(b"\0http://in.memory.test/".ljust(36, b"\0"))
     (folder / "memory" / "notes.txt").write_bytes(b"abc")
     (folder / "analysis.log").write_bytes(b"one\r\ntwo \xff\n")
 
@@ -244,7 +244,15 @@ def test_pictures_dumps_and_logs(folder: Path, evidence: Evidence, job: Job, not
         "shots/0002.jpg",
     ]
     assert procmemory.run(evidence, job, notes) == [
-        {"pid": 12, "num": 1, "name": "12-1", "file": "memory/12-1.dmp", "size": 3, "yara": []}
+        {
+            "pid": 12,
+            "num": 1,
+            "name": "12-1",
+            "file": "memory/12-1.dmp",
+            "size": 36,
+            "yara": [],
+            "urls": ["http://in.memory.test/"],
+        }
     ]
     assert debug.run(evidence, job, notes) == {
         "log": ["one", "two \\xff"],

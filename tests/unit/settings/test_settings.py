@@ -185,7 +185,7 @@ def test_one_address_in_two_spellings_is_one(tmp_path: Path) -> None:
 
 def test_init_fills_a_directory_and_keeps_what_was_edited(tmp_path: Path) -> None:
     cwd = tmp_path / "deep" / "cwd"
-    names = {"cuckoo.conf", "routing.conf", "tokens.conf", "qemu.conf"}
+    names = {"cuckoo.conf", "routing.conf", "tokens.conf", "starter.yar", "qemu.conf"}
     assert {p.name for p in init_cwd(cwd, [PLUGIN])} == names
     token = load_settings(cwd, [PLUGIN]).cuckoo.api_token
     assert len(token) >= 32

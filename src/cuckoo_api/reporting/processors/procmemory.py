@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 from cuckoo_api.reporting.bounds import Notes, take
-from cuckoo_api.reporting.evidence import Evidence
+from cuckoo_api.reporting.evidence import Evidence, Input
 from cuckoo_api.reporting.job import Job
+from cuckoo_api.reporting.urls import UrlFinder
 
 MAX_DUMPS = 1_000
 
@@ -15,13 +16,13 @@ _DUMP = re.compile(r"([0-9]{1,10})-([0-9]{1,6})\.dmp", re.ASCII)
 
 
 def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
-    """The report's ``procmemory``: ``{"pid", "num", "name", "file", "size", "yara"}`` of each."""
+    """The report's ``procmemory``, an entry for each dump."""
     matches = [match for name in evidence.names("memory") if (match := _DUMP.fullmatch(name))]
     entries = []
     for match in take(matches, MAX_DUMPS, notes, "procmemory"):
         try:
             with evidence.open(f"memory/{match[0]}") as source:
-                size = source.size
+                size, urls = source.size, _urls(source)
         except OSError:
             continue  # it was a file a moment ago and is none now
         entries.append(
@@ -32,6 +33,15 @@ def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
                 "file": f"memory/{match[0]}",
                 "size": size,
                 "yara": [],
+                "urls": urls,
             }
         )
     return entries
+
+
+def _urls(source: Input) -> list[str]:
+    finder = UrlFinder()
+    for chunk in source.chunks():
+        finder.feed(chunk)
+    finder.finish()
+    return finder.urls

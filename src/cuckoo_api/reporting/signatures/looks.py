@@ -15,7 +15,7 @@ LONG_LINE = 5_000
 
 class YaraMatch(Signature):
     name = "yara_match"
-    description = "A rule of the analyst's own matches a file or the memory of a process"
+    description = "A YARA rule matches a file or the memory of a process"
     severity = 2
 
     def marks(self, facts: Facts) -> Iterator[Mark]:
