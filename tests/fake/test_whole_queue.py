@@ -8,8 +8,9 @@ from typing import NamedTuple
 import pytest
 from fakekit import Gate, Site
 
-from cuckoo_api.analysis import scheduler, system
-from cuckoo_api.testing.fake import scripts
+from cuckoo_api.analysis import reboot, scheduler, system
+from cuckoo_api.machinery import Capability
+from cuckoo_api.testing.fake import ALL, scripts
 
 pytestmark = pytest.mark.slow
 
@@ -187,14 +188,55 @@ async def test_a_task_is_run_again_and_forgotten(site: Site) -> None:
     assert list((site.settings.storage / "binaries").iterdir()) == []
 
 
-async def test_a_reboot_analysis_starts_the_guest_again_on_its_disk(site: Site) -> None:
-    site.add("one")
+@pytest.mark.parametrize(
+    ("platform", "command"),
+    [("linux", "reboot || busybox reboot"), ("windows", "shutdown /r /t 0")],
+)
+async def test_a_reboot_analysis_lets_the_guest_restart_itself(
+    site: Site, platform: str, command: str
+) -> None:
+    analyzer = site.settings.cwd / "analyzer/windows"
+    analyzer.mkdir(parents=True)
+    (analyzer / "analyzer.py").touch()
+    site.add("one", platform=platform)
     await site.start()
-    first = (await site.analyse())["id"]
+    first = (await site.analyse(platform=platform))["id"]
     answer = await site.get(f"/tasks/reboot/{first}")
     task = await site.until(answer["reboot_id"], "reported")
 
     assert (task["package"], task["custom"], task["errors"]) == ("reboot", str(first), [])
-    assert [call.outcome for call in site.world.calls("reboot", "one")] == ["done"]
+    assert (site.guest("one").boots, site.world.starts("one")) == (3, 2)
+    assert site.world.calls("reboot", "one") == []
+    assert site.guest("one").commands[-1] == command
     assert site.guest("one").runs[-1].sample is None
+    await site.free()
+
+
+async def test_a_guest_that_does_not_restart_itself_is_reset(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reboot, "PATIENCE", 0.05)
+    site.add("one", stubborn=True)
+    await site.start()
+    first = (await site.analyse())["id"]
+    task = await site.until((await site.get(f"/tasks/reboot/{first}"))["reboot_id"], "reported")
+
+    assert task["errors"] == []
+    assert [call.outcome for call in site.world.calls("reboot", "one")] == ["done"]
+    assert (site.guest("one").boots, site.world.starts("one")) == (3, 2)
+    await site.free()
+
+
+async def test_where_neither_restarts_it_that_is_said(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reboot, "PATIENCE", 0.05)
+    site.capabilities = ALL & ~Capability.REBOOT
+    site.add("one", stubborn=True)
+    await site.start()
+    first = (await site.analyse())["id"]
+    task = await site.until((await site.get(f"/tasks/reboot/{first}"))["reboot_id"], "reported")
+
+    [error] = task["errors"]
+    assert error.endswith("fake cannot restart a machine: nothing was restarted")
     await site.free()

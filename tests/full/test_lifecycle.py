@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
 from serverkit import DONE, Site
 
 PERSISTS = b"""#!/bin/sh
@@ -16,6 +17,18 @@ chmod 755 /usr/local/bin/by-cron
 echo "@reboot root /usr/local/bin/by-cron" > /etc/cron.d/planted
 echo "echo login > /var/by-login" >> /root/.profile
 """
+
+
+STAYS_UP = (
+    PERSISTS
+    + b"""\
+for name in reboot busybox; do
+    printf '#!/bin/sh\\nexit 0\\n' > "/usr/local/sbin/$name"
+    chmod 755 "/usr/local/sbin/$name"
+done
+"""
+)
+"""It keeps its guest from restarting in good order."""
 
 
 async def test_a_running_analysis_is_cancelled_and_reported(site: Site) -> None:
@@ -39,8 +52,11 @@ async def test_a_running_analysis_is_cancelled_and_reported(site: Site) -> None:
     await site.assert_nothing_held()
 
 
-async def test_a_reboot_analysis_shows_what_starts_by_itself(site: Site) -> None:
-    first = (await site.analyse(PERSISTS, "persists.sh", timeout=30))["info"]["id"]
+@pytest.mark.parametrize(("sample", "by"), [(PERSISTS, "guest"), (STAYS_UP, "hypervisor")])
+async def test_a_reboot_analysis_shows_what_starts_by_itself(
+    site: Site, sample: bytes, by: str
+) -> None:
+    first = (await site.analyse(sample, "persists.sh", timeout=30))["info"]["id"]
     answer = await site.get(f"/tasks/reboot/{first}")
     assert answer["task_id"] == first
     task = await site.until(answer["reboot_id"], *DONE)
@@ -53,6 +69,8 @@ async def test_a_reboot_analysis_shows_what_starts_by_itself(site: Site) -> None
         assert content.read_text() == f"{name}\n"
     # nobody ran the sample: it was what it had planted
     assert not any("persists.sh" in p["command_line"] for p in report["behavior"]["processes"])
+    events = [json.loads(line) for line in site.log.splitlines() if line.startswith("{")]
+    assert [e["by"] for e in events if e["event"] == "analysis.restarted"][-1] == by
     await site.assert_nothing_held()
 
 

@@ -1,12 +1,14 @@
 """The first half of a reboot analysis: an earlier one's files are put back, the guest restarted.
 
-The restart is the hypervisor's, as the reset button's: whatever starts by itself afterwards was
-started by the guest, and not by us.
+The guest is asked to restart itself: what waits for a shutdown is then done. One that does not, for
+a sample may keep it from that, is restarted by the hypervisor, as by its reset button. Whatever
+starts by itself afterwards was started by the guest, and not by us.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -16,7 +18,7 @@ import structlog
 
 from cuckoo_api.artefacts import AnalysisFolder
 from cuckoo_api.fleet import Lease
-from cuckoo_api.guest import AgentRefused, GuestClient
+from cuckoo_api.guest import AgentRefused, GuestClient, GuestError
 from cuckoo_api.machinery import Capability
 from cuckoo_api.model.errors import NotFound
 from cuckoo_api.model.task import Task
@@ -28,6 +30,11 @@ MAX_FILES = 1000
 MAX_LINE = 64 << 10
 MARK = "restarting"
 """A status that the agent loses when its guest restarts."""
+WINDOWS = "shutdown /r /t 0"
+UNIX = "reboot || busybox reboot"
+"""What a guest is asked to do."""
+PATIENCE = 20.0
+"""Seconds that a guest gets to begin its restart: programs that run are asked to end first."""
 _PROGRAMS = (b"\x7fELF", b"#!")
 
 
@@ -50,14 +57,34 @@ async def restart_with(
 
     Returns what should stand in the task's errors. Raises MachineryError or GuestError.
     """
-    if not lease.capabilities & Capability.REBOOT:
-        return [f"{lease.machine.manager} cannot restart a machine: nothing was restarted"]
-    errors = await _put_back(client, parent, windows=lease.machine.platform == "windows")
+    windows = lease.machine.platform == "windows"
+    errors = await _put_back(client, parent, windows=windows)
     await client.mark(MARK)
-    await lease.reboot()
-    await client.wait_restarted(timeout, MARK)
-    log.info("analysis.restarted", machine=lease.machine.name)
+    by = "guest"
+    if not await _restarts_itself(client, WINDOWS if windows else UNIX, timeout):
+        if not lease.capabilities & Capability.REBOOT:
+            errors.append(
+                "The guest did not restart when it was asked to, and "
+                f"{lease.machine.manager} cannot restart a machine: nothing was restarted"
+            )
+            return errors
+        by = "hypervisor"
+        await lease.reboot()
+        await client.wait_restarted(timeout, MARK)
+    log.info("analysis.restarted", machine=lease.machine.name, by=by)
     return errors
+
+
+async def _restarts_itself(client: GuestClient, command: str, timeout: float) -> bool:
+    with contextlib.suppress(GuestError):  # it may be gone before it has answered
+        await client.order(command)
+    if not await client.forgets(PATIENCE, MARK):
+        return False
+    try:
+        await client.wait_restarted(timeout, MARK)
+    except GuestError:  # it went down and did not come up
+        return False
+    return True
 
 
 async def _put_back(client: GuestClient, parent: AnalysisFolder, *, windows: bool) -> list[str]:

@@ -230,6 +230,11 @@ class GuestClient:
         done = await self._ask("POST", "/execute", _Executed, form=form)
         return done.stdout, done.stderr
 
+    async def order(self, command: str) -> None:
+        """Start a command line in the guest, and do not wait for it."""
+        form = {"command": command, "shell": "yes", "async": "yes"}
+        await self._ask("POST", "/execute", _Reply, form=form)
+
     async def make_executable(self, filepath: str) -> None:
         """Let a file of a Unix guest be run."""
         await self.execute(f"chmod 755 -- {shlex.quote(filepath)}")
@@ -237,6 +242,19 @@ class GuestClient:
     async def mark(self, status: str) -> None:
         """Give the agent a status, before an analysis; it is lost when the guest restarts."""
         await self._ask("POST", "/status", _Reply, form={"status": status})
+
+    async def forgets(self, timeout: float, marked: str) -> bool:
+        """Whether, within ``timeout`` s, the agent falls silent or does not know the mark."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while (left := deadline - loop.time()) > 0:
+            try:
+                if (await self._status(left))[0] != marked:
+                    return True
+            except GuestError:
+                return True
+            await asyncio.sleep(min(LONGEST_PAUSE, left))
+        return False
 
     async def wait_restarted(self, timeout: float, marked: str) -> AgentInfo:
         """Return once an agent answers that does not know the mark. Raises AgentUnreachable.

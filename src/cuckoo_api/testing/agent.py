@@ -14,20 +14,24 @@ from aiohttp import web
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 FEATURES = ("execpy", "pinning", "logs", "largefile", "unicodepath")
+RESTARTS = ("reboot", "shutdown /r")
+"""What the commands begin with that restart a guest."""
 _LARGEST_BODY = 256 << 20
 
 
 class FakeAgent:
     """What answers while the machine runs. Files live in ``disk``, by full path.
 
-    ``on_execpy`` is called with the program's path. ``running`` unset holds every answer back,
-    as a stopped virtual CPU does; ``silent`` holds them back for ever.
+    ``on_execpy`` is called with the program's path, ``on_restart`` when the guest is told to
+    restart. ``running`` unset holds every answer back, as a stopped virtual CPU does; ``silent``
+    holds them back for ever.
     """
 
     def __init__(
         self,
         disk: dict[str, bytes],
         on_execpy: Callable[[str], None],
+        on_restart: Callable[[], None] = lambda: None,
         *,
         silent: bool = False,
         version: str = "0.10",
@@ -37,10 +41,12 @@ class FakeAgent:
         self.description = ""
         self.environ: dict[str, str] = {"HOME": "/root", "PATH": "/usr/bin:/bin"}
         self.requests: list[str] = []
+        self.commands: list[str] = []
         self.running = asyncio.Event()
         self.running.set()
         self._disk = disk
         self._on_execpy = on_execpy
+        self._on_restart = on_restart
         self._silent = silent
         self._about = {"message": "Cuckoo Agent!", "version": version, "features": [*features]}
         self._pinned: str | None = None
@@ -186,8 +192,12 @@ class FakeAgent:
         return _answer(200, f"Successfully deleted {'file' if gone == [path] else 'directory'}")
 
     async def _execute(self, request: web.Request) -> web.Response:
-        if "command" not in await _form(request):
+        form = await _form(request)
+        if "command" not in form:
             return _answer(400, "No command has been provided")
+        self.commands.append(form["command"])
+        if form["command"].startswith(RESTARTS):
+            self._on_restart()
         return _answer(200, "Successfully executed command", stdout="", stderr="")
 
     async def _execpy(self, request: web.Request) -> web.Response:

@@ -97,10 +97,11 @@ class FakeGuest:
     """The inside of one fake machine.
 
     ``script`` is played at ``/execpy``; ``silent``: the agent takes connections and never
-    answers; ``absent``: nothing listens. Without ``ip`` the guest has unix sockets, one to its
-    agent and one on which the core listens for its results. With ``ip`` (of 127.0.0.0/8, one a
-    guest) it is a host on the loopback network: its agent listens there on ``port`` and its
-    connections come from there; take ``Capability.ADDRESS`` from the plugin then.
+    answers; ``absent``: nothing listens; ``stubborn``: it does not restart when it is told to.
+    Without ``ip`` the guest has unix sockets, one to its agent and one on which the core listens
+    for its results. With ``ip`` (of 127.0.0.0/8, one a guest) it is a host on the loopback network:
+    its agent listens there on ``port`` and its connections come from there; take
+    ``Capability.ADDRESS`` from the plugin then.
     """
 
     def __init__(
@@ -111,14 +112,19 @@ class FakeGuest:
         port: int = 8000,
         silent: bool = False,
         absent: bool = False,
+        stubborn: bool = False,
         version: str = "0.10",
         features: tuple[str, ...] = FEATURES,
     ) -> None:
         self.script = script
         self.silent = silent
         self.absent = absent
+        self.stubborn = stubborn
+        self.boots = 0
         self.requests: list[str] = []
         """``GET /status`` and so on, of every boot."""
+        self.commands: list[str] = []
+        """What it was told to execute."""
         self.runs: list[GuestRun] = []
         """The analyses that were started."""
         self.cut_power: Callable[[], None] = lambda: None
@@ -144,20 +150,27 @@ class FakeGuest:
         return paths
 
     async def power_on(
-        self, disk: dict[str, bytes], folder: Path, label: str, cut_power: Callable[[], None]
+        self,
+        disk: dict[str, bytes],
+        folder: Path,
+        label: str,
+        cut_power: Callable[[], None],
+        restart: Callable[[], None],
     ) -> None:
         """Boot: the agent listens when this returns."""
         self.cut_power = cut_power
+        self.boots += 1
         if self.absent:
             return
         agent = FakeAgent(
             disk,
             lambda path: self._play(agent, disk, path),
+            (lambda: None) if self.stubborn else restart,
             silent=self.silent,
             version=self._version,
             features=self._features,
         )
-        agent.requests = self.requests
+        agent.requests, agent.commands = self.requests, self.commands
         self._agent = agent
         # not 0: aiohttp takes that for no limit
         self._runner = web.AppRunner(agent.application(), shutdown_timeout=1e-3, access_log=None)

@@ -247,14 +247,14 @@ class FakeHypervisor:
     async def reboot(self, label: str) -> None:
         """The guest starts again on the same disk."""
 
-        async def effect() -> None:
-            machine = self.require(label, MachineState.RUNNING)
-            machine.memory = {}
-            if machine.guest is not None:
-                await machine.guest.power_off()
-                await self._boot(machine)
+        await self.perform("reboot", label, lambda: self._restart(label))
 
-        await self.perform("reboot", label, effect)
+    async def _restart(self, label: str) -> None:
+        machine = self.require(label, MachineState.RUNNING)
+        machine.memory = {}
+        if machine.guest is not None:
+            await machine.guest.power_off()
+            await self._boot(machine)
 
     async def set_paused(self, label: str, *, paused: bool) -> None:
         """Stop the guest's clock, or let it go on."""
@@ -390,7 +390,12 @@ class FakeHypervisor:
                 self.folder,
                 machine.label,
                 lambda: self._spawn(self.kill(machine.label, "the guest cut its power")),
+                lambda: self._spawn(self._restart_itself(machine)),
             )
+
+    async def _restart_itself(self, machine: FakeMachine) -> None:
+        if machine.state is MachineState.RUNNING:  # else its power was cut before it began
+            await self._restart(machine.label)
 
     async def _stop(self, machine: FakeMachine, state: MachineState, reason: str = "") -> None:
         if machine.state is not state:
