@@ -18,6 +18,8 @@ from cuckoo_api.reporting.signatures.builtin import SIGNATURES
 from cuckoo_api.reporting.signatures.loading import load_signatures
 from cuckoo_api.reporting.signatures.step import judge
 
+pytestmark = pytest.mark.slow
+
 Write = Callable[[str, str], None]
 
 GOOD = """

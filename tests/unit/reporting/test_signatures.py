@@ -13,6 +13,8 @@ from cuckoo_api.reporting.signatures import Facts, Fired, Signature, mark, match
 from cuckoo_api.reporting.signatures.builtin import SIGNATURES
 from cuckoo_api.reporting.signatures.matching import match_signatures
 
+pytestmark = pytest.mark.slow
+
 
 def facts(*, category: str = "file", target: str = "s.sh", **parts: Any) -> Facts:
     summary = parts.pop("summary", {})

@@ -30,7 +30,7 @@ class CallFacts(msgspec.Struct, frozen=True, kw_only=True):
     category: str = ""
     status: int = 0
     """1: it succeeded; 0: it did not."""
-    return_value: int | None = None
+    return_value: Any = None
     arguments: dict[str, Any] = {}
     time: float = 0.0
 
