@@ -64,6 +64,9 @@ async def test_every_submission_has_a_number_of_its_own(site: Site) -> None:
 async def test_every_field_holds_for_every_task(site: Site) -> None:
     await site.configure(machine("m", tags=["office"]))
     fields = {
+        "package": "exe",
+        "machine": "m",
+        "platform": "windows",
         "timeout": "77",
         "priority": "2",
         "options": "free=yes,human=0",
@@ -81,6 +84,9 @@ async def test_every_field_holds_for_every_task(site: Site) -> None:
     for task_id in (1, 2, 3):
         task = await site.task(task_id)
         assert {name: task[name] for name in fields if name != "options"} == {
+            "package": "exe",
+            "machine": "m",
+            "platform": "windows",
             "timeout": 77,
             "priority": 2,
             "tags": ["office"],
@@ -92,6 +98,14 @@ async def test_every_field_holds_for_every_task(site: Site) -> None:
         }
         filename = {"filename": "c.exe"} if task_id == 2 else {}
         assert task["options"] == {"procmemdump": "yes", "free": "yes", "human": "0"} | filename
+
+
+async def test_the_end_of_every_task_is_told_to_the_callback(site: Site) -> None:
+    await submit(site, {"a.exe": EXE}, strings="http://x/", callback="https://mine.example/")
+    for task_id in (1, 2):
+        await site.store.tasks.cancel(task_id)
+    told = [(delivery.task_id, delivery.url) for delivery in await site.store.deliveries.first()]
+    assert told == [(1, "https://mine.example/"), (2, "https://mine.example/")]
 
 
 async def test_a_client_s_own_procmemdump_is_not_overruled(site: Site) -> None:
