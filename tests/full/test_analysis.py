@@ -104,7 +104,8 @@ async def test_the_demo_sample_from_upload_to_report(site: Site) -> None:
     assert (script["language"], script["interpreter"]) == ("shell", "/bin/sh")
     assert script["notable"].keys() >= {"downloads", "makes_executable", "changes_persistence"}
     assert file["tlsh"].startswith("T1")
-    assert {match["name"]: match["tags"] for match in file["yara"]} == {"dropper": ["demo"]}
+    matches = {match["name"]: match["tags"] for match in file["yara"]}
+    assert matches == {"dropper": ["demo"], "shell_dropper": []}
     assert [m["name"] for m in dropped["/usr/local/bin/demo-updater"]["yara"]] == ["updater"]
     assert report["screenshots"]
     await site.assert_nothing_held()
