@@ -1,6 +1,6 @@
 """Speed and memory, as ratios: ``tox -e bench``.
 
-    python -m tests.bench [start] [lease] [memory] [crowd] [throughput]
+    python -m tests.bench [start] [lease] [pool] [memory] [crowd] [throughput] [reading]
 
 Whatever is compared is measured in turns in the same run, and the median round counts: the order
 of two runs on a busy machine is worth more than their code. Exit code 1 when a target is missed.
@@ -19,15 +19,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import crowd, lease, memory, start, throughput
+from . import crowd, lease, memory, pool, reading, start, throughput
 from .figure import Figure
 
 BENCHES = {
     "start": start.measure,
     "lease": lease.measure,
+    "pool": pool.measure,
     "memory": memory.measure,
     "crowd": crowd.measure,
     "throughput": throughput.measure,
+    "reading": reading.measure,
 }
 
 

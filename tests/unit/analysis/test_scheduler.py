@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cuckoo_api.analysis import scheduler as module
@@ -39,12 +40,15 @@ class Machines:
     rows: list[Machine]
     taken: set[str] = field(default_factory=set)
     quarantined: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    """The machines that were tried, in order."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def free(self) -> list[Machine]:
         return [m for m in self.rows if m.name not in self.taken | self.quarantined.keys()]
 
     async def lease(self, machine: Machine) -> Lease | None:
+        self.asked.append(machine.name)
         task = await self.store.tasks.claim(machine)
         if task is None:
             return None
@@ -174,6 +178,27 @@ async def test_the_highest_priority_goes_first_and_then_the_oldest(bench: Bench)
     assert [line for line in bench.log if line.startswith("run")] == [
         f"run {task_id} on one" for task_id in (2, 4, 3, 1, last)
     ]
+
+
+async def test_of_the_free_machines_only_those_are_tried_that_a_task_fits(bench: Bench) -> None:
+    bench.machines.rows = [
+        msgspec.structs.replace(bench.machines.rows[0], name=f"m{n}", label=f"m{n}")
+        for n in range(200)
+    ]
+    await bench.store.machines.sync(bench.machines.rows)
+    for _ in range(3):
+        await bench.submit()
+    await bench.submit(machine="m150")
+    await bench.submit(platform="windows")
+    bench.open()
+    await bench.until_status(4, Status.REPORTED)
+    await bench.at_rest()
+
+    assert sorted(line for line in bench.log if line.startswith("run")) == [
+        "run 1 on m0", "run 2 on m1", "run 3 on m2", "run 4 on m150",
+    ]  # fmt: skip
+    assert len(bench.machines.asked) <= 2 * 4, "and not each of two hundred"
+    assert await bench.status(5) == Status.PENDING
 
 
 async def test_it_rests_until_something_happens(
