@@ -101,7 +101,9 @@ class Admin:
 
     def snapshot(self, name: str = ONE, called: str = SNAPSHOT, *, running: bool = True) -> Any:
         """Take one of a running machine, with its memory, or of one that is off; it is off then."""
-        machine = self.machine(name)
+        return self.snapshot_of(self.machine(name), called, running=running)
+
+    def snapshot_of(self, machine: Any, called: str = SNAPSHOT, *, running: bool = True) -> Any:
         if running:
             self.done(machine.PowerOn())
         made = self.done(machine.CreateSnapshot_Task(called, "", running, False))

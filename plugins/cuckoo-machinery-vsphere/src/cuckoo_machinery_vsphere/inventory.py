@@ -68,7 +68,7 @@ class Inventory:
                 f"{len(found)} machines are called {label!r}: {', '.join(paths)}; "
                 f"say which with its path: label = {paths[0]}"
             )
-        near = difflib.get_close_matches(label, self.labels(()), _NAMED, 0.5)
+        near = sorted(difflib.get_close_matches(label, self.labels(()), _NAMED, 0.5))
         hint = f"; near: {', '.join(near)}" if near else ""
         raise MachineNotFound(f"vSphere has no machine {label!r}{hint}")
 

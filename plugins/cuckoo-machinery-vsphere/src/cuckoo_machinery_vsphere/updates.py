@@ -65,7 +65,7 @@ class Updates(threading.Thread):
                     if not self._known:  # it ended before it began: a new one would do no better
                         raise
                     login = self._session.renew(login)
-        except (MachineryError, vmodl.MethodFault, *LOST) as exc:
+        except Exception as exc:  # noqa: BLE001 - who waits for changes has to learn that none come
             if not self._stopped.is_set():
                 self._tell(translated(exc, f"{self._session.server.name}: the stream of changes"))
         finally:

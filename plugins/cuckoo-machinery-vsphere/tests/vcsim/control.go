@@ -31,12 +31,16 @@ var (
 	latest  types.ManagedObjectReference
 )
 
+var nobody = types.ManagedObjectReference{Type: "Folder", Value: "group-d1"}
+
 var faults = map[string]func() types.BaseMethodFault{
-	"MethodNotFound":   func() types.BaseMethodFault { return new(types.MethodNotFound) },
-	"NoPermission":     func() types.BaseMethodFault { return new(types.NoPermission) },
-	"TaskInProgress":   func() types.BaseMethodFault { return &types.TaskInProgress{Task: latest} },
-	"FileFault":        func() types.BaseMethodFault { return &types.FileFault{File: "full"} },
-	"NotAuthenticated": func() types.BaseMethodFault { return new(types.NotAuthenticated) },
+	"MethodNotFound": func() types.BaseMethodFault { return &types.MethodNotFound{Receiver: nobody, Method: "it"} },
+	"NoPermission":   func() types.BaseMethodFault { return &types.NoPermission{Object: nobody} },
+	"TaskInProgress": func() types.BaseMethodFault { return &types.TaskInProgress{Task: latest} },
+	"FileFault":      func() types.BaseMethodFault { return &types.FileFault{File: "full"} },
+	"NotAuthenticated": func() types.BaseMethodFault {
+		return &types.NotAuthenticated{NoPermission: types.NoPermission{Object: nobody}}
+	},
 }
 
 func (o order) obey() interface{} {
