@@ -158,6 +158,17 @@ async def test_a_running_task_is_cancelled_and_reported(site: Site) -> None:
     await site.free()
 
 
+async def test_a_cancelled_machine_is_off_within_two_seconds(site: Site) -> None:
+    site.add("one", scripts.hangs)
+    await site.start()
+    task_id = await site.submit()
+    await site.running("one")
+    async with asyncio.timeout(2):
+        await site.post(f"/tasks/cancel/{task_id}")
+        await site.free()
+        assert (await site.machine("one"))["status"] == "poweroff"
+
+
 async def test_a_waiting_task_is_cancelled_and_never_runs(site: Site) -> None:
     gate = Gate()
     site.add("one", gate)
