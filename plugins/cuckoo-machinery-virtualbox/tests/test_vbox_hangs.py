@@ -13,8 +13,16 @@ import pytest
 from standin import StandIn
 from vboxkit import Answer, Program, config_for
 
-from cuckoo_api.machinery import BadConfig, MachineNotFound, MachineState, StateChange, WrongState
+from cuckoo_api.machinery import (
+    BackendUnavailable,
+    BadConfig,
+    MachineNotFound,
+    MachineState,
+    StateChange,
+    WrongState,
+)
 from cuckoo_machinery_virtualbox import backend as module
+from cuckoo_machinery_virtualbox import processes
 from cuckoo_machinery_virtualbox.backend import VirtualBoxBackend
 from cuckoo_machinery_virtualbox.processes import running
 
@@ -70,6 +78,24 @@ async def test_a_guest_that_runs_on_behind_virtualbox_s_back_is_killed(
         assert machine.process is not None
         assert running(machine.uuid) == [machine.process.pid]
         assert process.wait() < 0
+
+
+async def test_a_guest_whose_vboxsvc_was_killed_does_not_keep_the_next_one_from_coming(
+    backend: VirtualBoxBackend, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = standin.machines["one"]
+    await backend.restore_and_start("one", "clean")
+    standin.down = True
+    own = Path("/proc/self/cmdline").read_bytes().split(b"\0")[0]
+    monkeypatch.setattr(processes, "SERVER", own.rpartition(b"/")[2])
+    with pytest.raises(BackendUnavailable):
+        await backend.state("one")
+    assert running(machine.uuid) != []  # this process, in VBoxSVC's place, is still there
+    monkeypatch.setattr(processes, "SERVER", b"nothing has this name")
+    with pytest.raises(BackendUnavailable):
+        await backend.state("one")
+    assert machine.process is not None
+    assert await asyncio.to_thread(machine.process.wait) < 0
 
 
 async def test_an_off_machine_that_a_program_has_open_is_off(

@@ -36,14 +36,14 @@ from cuckoo_machinery_virtualbox.info import (
     shown,
 )
 from cuckoo_machinery_virtualbox.manage import VBoxManage
-from cuckoo_machinery_virtualbox.processes import kill, running
+from cuckoo_machinery_virtualbox.processes import end_orphans, kill, running
 from cuckoo_machinery_virtualbox.watch import Folders
 
 OPEN_TIMEOUT = 25.0
 """The first command starts VBoxSVC, which reads every machine's settings."""
 LIST_TIMEOUT = 4.5
-SHOW_TIMEOUT = 2.0
-GLANCE_TIMEOUT = 2.2
+SHOW_TIMEOUT = 1.4
+GLANCE_TIMEOUT = 3.2
 """Both together within the 5 s of `state`."""
 ORDER_TIMEOUT = 9.0
 SCREEN_TIMEOUT = 4.5
@@ -100,7 +100,7 @@ class VirtualBoxBackend(MachineryBackend):
             raise BadConfig(
                 f"there is no {self._manage.path}; install VirtualBox, or set [virtualbox] path"
             )
-        await self._manage.ask("list", "vms", timeout=OPEN_TIMEOUT)
+        await self._ask("list", "vms", timeout=OPEN_TIMEOUT)
 
     async def close(self) -> None:
         starts = [machine.start for machine in self._machines.values() if machine.start]
@@ -284,7 +284,7 @@ class VirtualBoxBackend(MachineryBackend):
         except (BadConfig, WrongState) as exc:
             return MachineFacts(faults=(str(exc),))
         names = {one.uuid: one.name for one in info.snapshots}
-        there = interfaces(await self._manage.ask("list", "hostonlyifs", timeout=LIST_TIMEOUT))
+        there = interfaces(await self._ask("list", "hostonlyifs", timeout=LIST_TIMEOUT))
         return MachineFacts(
             snapshots=tuple(names.values()),
             current_snapshot=names.get(info.current, ""),
@@ -300,9 +300,7 @@ class VirtualBoxBackend(MachineryBackend):
 
     async def _guest_ip(self, machine: Machine) -> str:
         """What the guest says of itself, if it is an address."""
-        said = await self._manage.ask(
-            "guestproperty", "get", machine.uuid, _ADDRESS, timeout=LIST_TIMEOUT
-        )
+        said = await self._ask("guestproperty", "get", machine.uuid, _ADDRESS, timeout=LIST_TIMEOUT)
         try:
             return str(ipaddress.ip_address(said.strip().rpartition("Value: ")[2]))
         except ValueError:
@@ -310,8 +308,17 @@ class VirtualBoxBackend(MachineryBackend):
 
     # -- one machine ----------------------------------------------------------------------------
 
+    async def _ask(self, *words: str, timeout: float) -> str:
+        """A question. Where VirtualBox is not there, clear away what keeps it from coming back."""
+        try:
+            return await self._manage.ask(*words, timeout=timeout)
+        except BackendUnavailable:
+            uuids = [machine.uuid for machine in self._machines.values()]
+            await asyncio.to_thread(end_orphans, uuids)
+            raise
+
     async def _list(self) -> list[tuple[str, str]]:
-        return listed(await self._manage.ask("list", "vms", timeout=LIST_TIMEOUT))
+        return listed(await self._ask("list", "vms", timeout=LIST_TIMEOUT))
 
     async def _machine(self, label: str) -> Machine:
         """The machine of this name or UUID, asked for once and then known by its UUID."""
@@ -333,7 +340,7 @@ class VirtualBoxBackend(MachineryBackend):
         """All of the machine, with its snapshots."""
         async with machine.lock:
             with self._about(machine):
-                answer = await self._manage.ask(
+                answer = await self._ask(
                     "showvminfo", machine.uuid, "--machinereadable", timeout=LIST_TIMEOUT
                 )
         info = shown(answer)
@@ -359,7 +366,7 @@ class VirtualBoxBackend(MachineryBackend):
 
     async def _glance(self) -> list[MachineInfo]:
         """Every accessible machine's state, for which none has to be locked."""
-        text = await self._manage.ask("list", "vms", "--long", timeout=GLANCE_TIMEOUT)
+        text = await self._ask("list", "vms", "--long", timeout=GLANCE_TIMEOUT)
         return list(listed_long(text))
 
     def _state(self, machine: Machine, info: MachineInfo) -> MachineState:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import psutil
 from guest import write_disk
 
 from cuckoo_machinery_virtualbox.backend import VirtualBoxBackend
-from cuckoo_machinery_virtualbox.info import listed
+from cuckoo_machinery_virtualbox.info import listed, shown
 
 HERE = Path(__file__).parent
 SNAPSHOT = "clean"
@@ -105,3 +107,33 @@ class VirtualBox:
             self.run("list", "vms")
         name = number.name.removeprefix("SIG")
         subprocess.run([*self._inside.split(), "pkill", f"-{name}", "-x", "VBoxSVC"], check=True)
+
+    def clean(self, name: str) -> None:
+        """Back to the snapshot, with no other."""
+        for snapshot in reversed(
+            shown(self.run("showvminfo", name, "--machinereadable")).snapshots
+        ):
+            if snapshot.name != SNAPSHOT:
+                self.run("snapshot", name, "delete", snapshot.uuid)
+        self.run("snapshot", name, "restore", SNAPSHOT)
+
+    def lose_network(self, name: str, snapshot: str) -> None:
+        """Take a snapshot of the machine on a host-only interface that is not there."""
+        self.run("modifyvm", name, "--nic1", "hostonly", "--hostonlyadapter1", "vboxnet0")
+        self.run("snapshot", name, "take", snapshot)
+
+    def make_empty(self, name: str, folder: Path) -> str:
+        """A machine of nothing; its UUID."""
+        said = self.run("createvm", "--name", name, "--register", "--basefolder", folder)
+        return re.findall("UUID: (.*)", said)[0]
+
+    def forget(self, uuid: str) -> None:
+        """Have VirtualBox forget the machine."""
+        self.run("unregistervm", uuid)
+
+    async def released(self, name: str) -> None:
+        """Until no session holds the machine."""
+        while True:
+            said = await asyncio.to_thread(self.run, "showvminfo", name, "--machinereadable")
+            if not shown(said).session:
+                return
