@@ -9,10 +9,13 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zstandard
 from httpkit import Site
+
+from cuckoo_api.http import archives
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +117,19 @@ async def test_archives_leave_no_temporary_file(
     monkeypatch.setattr("tempfile.tempdir", str(spool))
     await archive(analysed, "/tasks/report/1/all", bz2.decompress)
     await analysed.client.get("/healthz")  # on the same connection: the first has ended before
+    assert list(spool.iterdir()) == []
+
+
+async def test_an_archive_for_which_there_is_no_room_is_refused_before_it_is_begun(
+    analysed: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(spool))
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda _: SimpleNamespace(free=3))
+    answer = await analysed.client.get("/tasks/report/1/all")
+    assert answer.status == 503
+    assert answer.message.startswith("There is no room for the archive in the server's temporary")
     assert list(spool.iterdir()) == []
 
 
