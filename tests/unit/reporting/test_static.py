@@ -161,6 +161,13 @@ def test_programs_that_are_none(look: Static, notes: Notes) -> None:
     ]
 
 
+def test_a_number_that_the_parser_has_no_word_for_stays_a_number(look: Static) -> None:
+    program = bytearray(Path("/bin/true").read_bytes())
+    program[16:18] = (4_321).to_bytes(2, "little")
+
+    assert look(bytes(program))["elf"]["header"]["type"] == "4321"
+
+
 @pytest.mark.parametrize("make", [launcher, mach_o, lambda: Path("/bin/true").read_bytes()])
 def test_damaged_programs_give_a_section_that_json_can_carry(
     look: Static, make: Callable[[], bytes]

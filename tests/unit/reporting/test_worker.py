@@ -71,3 +71,21 @@ async def test_a_parser_that_breaks_costs_its_own_part(
     assert made["static"] == {}
     assert made["strings"] == ["#!/bin/sh", "echo hello"]
     assert made["target"]["file"]["size"] == 21
+
+
+async def test_a_signature_that_ends_the_worker_leaves_those_of_the_package(
+    folder: Path, sample: Put, tmp_path: Path
+) -> None:
+    (tmp_path / "signatures").mkdir()
+    (tmp_path / "signatures" / "deadly.py").write_text("import os\nos.abort()\n")
+    sample(b"#!/bin/sh\neval $(echo " + b"QUJD" * 40 + b" | base64 -d)\n")
+
+    made = await report(folder, tmp_path)
+
+    assert [found["name"] for found in made["signatures"]] == ["obfuscated_script"]
+    assert made["info"]["score"] == 1.5
+    assert made["info"]["scoring"] == [
+        {"signature": "obfuscated_script", "severity": 2, "points": 1.5}
+    ]
+    [said] = [line for line in made["debug"]["errors"] if line.startswith("signatures: ")]
+    assert said.startswith("signatures: the worker was ended by SIGABRT")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +21,9 @@ def parts(of: Mapping[str, Part], binary: Any, notes: Notes) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, make in of.items():
         try:
-            made[key] = make(binary, notes)
+            # LIEF warns of each number that its enumerations do not have
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+                made[key] = make(binary, notes)
         except Exception as exc:  # noqa: BLE001 - a parser raises what it likes for hostile input
             reason = f"{type(exc).__name__}: {clip(str(exc), 200)}"
             notes.add(f"static: {key} was not readable: {reason}")
