@@ -15,6 +15,7 @@ from cuckoo_api.machinery import (
     MachineNotFound,
     MachineState,
     SnapshotNotFound,
+    WrongState,
 )
 from cuckoo_machinery_vsphere.backend import VsphereBackend
 
@@ -188,6 +189,9 @@ async def test_a_disk_that_no_revert_restores_is_a_fault(
     [fault] = (await backend.inspect(ONE)).faults
     assert fault.startswith("a revert does not restore its disk-")
     assert fault.endswith("which is independent_persistent (make it dependent)")
+    with pytest.raises(WrongState, match=f"{ONE}: a revert does not restore its disk-"):
+        await backend.restore_and_start(ONE, SNAPSHOT)
+    assert await backend.state(ONE) is MachineState.POWEROFF
 
 
 async def test_a_machine_that_waits_for_an_answer_is_told_with_the_question(

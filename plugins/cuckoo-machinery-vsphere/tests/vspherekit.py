@@ -111,11 +111,18 @@ class Admin:
             self.done(machine.PowerOff())
         return made
 
+    def clone(self, name: str, called: str) -> None:
+        machine = self.machine(name)
+        place = vim.vm.RelocateSpec(pool=self.all(vim.ResourcePool)["Resources"])
+        spec = vim.vm.CloneSpec(location=place)
+        self.done(machine.CloneVM_Task(machine.parent, called, spec))
+
     def end_session(self, key: str) -> None:
         self.content.sessionManager.TerminateSession([key.strip('"')])
 
     def close(self) -> None:
-        self.content.sessionManager.Logout()
+        with contextlib.suppress(OSError):  # the simulator may have ended
+            self.content.sessionManager.Logout()
         self._stub.DropConnections()
 
 

@@ -26,7 +26,7 @@ from cuckoo_api.machinery import (
     StateChange,
 )
 from cuckoo_machinery_vsphere.batch import Batch
-from cuckoo_machinery_vsphere.facts import FACTS, facts_of
+from cuckoo_machinery_vsphere.facts import facts_of, facts_wanted
 from cuckoo_machinery_vsphere.faults import LOST, translated
 from cuckoo_machinery_vsphere.inventory import (
     Entry,
@@ -84,8 +84,8 @@ class VsphereBackend(MachineryBackend):
         self._under_way: defaultdict[str, dict[asyncio.Future[Any], Machine]] = defaultdict(dict)
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._streams: dict[Updates, asyncio.Queue[Update | MachineryError | None]] = {}
-        self._glances = Batch(self._read(_GLANCE))
-        self._facts = Batch(self._read(FACTS))
+        self._glances = Batch(self._read(lambda _: _GLANCE))
+        self._facts = Batch(self._read(facts_wanted))
         self._inventories = Batch(self._read_inventory)
 
     # -- life -----------------------------------------------------------------------------------
@@ -275,8 +275,15 @@ class VsphereBackend(MachineryBackend):
     async def _read_inventory(self, _: list[str]) -> dict[str, Inventory]:
         return {"": await self._asked(read_inventory)}
 
-    def _read(self, paths: list[str]) -> Callable[[list[str]], Awaitable[dict[str, Properties]]]:
-        return lambda keys: self._asked(lambda login: read_machines(login, keys, paths))
+    def _read(
+        self, wanted: Callable[[int], list[str]]
+    ) -> Callable[[list[str]], Awaitable[dict[str, Properties]]]:
+        """A question of some properties, which may depend on how many machines are asked for."""
+
+        def read(keys: list[str]) -> Awaitable[dict[str, Properties]]:
+            return self._asked(lambda login: read_machines(login, keys, wanted(len(keys))))
+
+        return read
 
     async def _asked(self, ask: Callable[[Login], T]) -> T:
         session = self._session

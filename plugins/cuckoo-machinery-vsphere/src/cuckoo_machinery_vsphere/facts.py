@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyVmomi import vim
-
 from cuckoo_api.machinery import MachineFacts
 from cuckoo_machinery_vsphere.inventory import Entry, Properties
-from cuckoo_machinery_vsphere.operations import Snapshots
+from cuckoo_machinery_vsphere.operations import DEVICES, Snapshots, kept_disks
 
 FACTS = [
     "config.guestId",
-    "config.hardware.device",
     "config.instanceUuid",
     "guest.ipAddress",
     "runtime.connectionState",
     "runtime.question",
     "snapshot",
 ]
+FEW = 100
+"""Machines of which the disks are looked at too. A thousand's devices take too long to read; the
+start of a machine looks at its disks in any case."""
 _LINUX = (
     "almalinux", "amazonlinux", "asianux", "centos", "coreos", "crxpod", "debian", "fedora",
     "mandr", "nld", "oes", "opensuse", "oracle", "redhat", "rhel", "rocky", "sjds", "sles", "suse",
@@ -26,8 +26,13 @@ _LINUX = (
 )  # fmt: skip
 
 
+def facts_wanted(machines: int) -> list[str]:
+    """The properties to read of so many machines."""
+    return [*FACTS, DEVICES] if machines <= FEW else FACTS
+
+
 def facts_of(entry: Entry, has: Properties) -> MachineFacts:
-    """From the properties :data:`FACTS`, each of which may be unset."""
+    """From the properties of :func:`facts_wanted`, each of which may be unset."""
     snapshots = Snapshots.of(has)
     return MachineFacts(
         snapshots=tuple(node.name for node in snapshots.kept),
@@ -57,8 +62,4 @@ def _faults(entry: Entry, has: Properties) -> Iterator[str]:
     question = has.get("runtime.question")
     if question is not None:
         yield f"it waits for an answer to: {' '.join(question.text.split())} (answer it in vSphere)"
-    for device in has.get("config.hardware.device", ()):
-        mode = getattr(device.backing, "diskMode", None)
-        if isinstance(device, vim.vm.device.VirtualDisk) and mode == "independent_persistent":
-            name = device.deviceInfo.label if device.deviceInfo else device.key
-            yield f"a revert does not restore its {name}, which is {mode} (make it dependent)"
+    yield from kept_disks(has)

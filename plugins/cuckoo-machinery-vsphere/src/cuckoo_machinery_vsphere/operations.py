@@ -38,6 +38,7 @@ TEMPORARY = "cuckoo memory dump "
 TIDY_TIMEOUT = 120.0
 """Seconds for a snapshot that was given up while it was made."""
 ON, OFF, SUSPENDED = "poweredOn", "poweredOff", "suspended"
+DEVICES = "config.hardware.device"
 _LOOKED_AT = [
     "runtime.powerState",
     "runtime.connectionState",
@@ -114,10 +115,10 @@ class Machine:
 
     # -- looking --------------------------------------------------------------------------------
 
-    def look(self) -> Properties:
+    def look(self, *more: str) -> Properties:
         """What it is like now."""
-        key = self.entry.key
-        has = self.session.read(lambda login: read_machines(login, [key], _LOOKED_AT)).get(key)
+        key, paths = self.entry.key, [*_LOOKED_AT, *more]
+        has = self.session.read(lambda login: read_machines(login, [key], paths)).get(key)
         if has is None:
             raise MachineNotFound(f"{self.label}: the server has this machine no more")
         refuse_unreachable(self.label, has)
@@ -157,7 +158,10 @@ class Machine:
 
     def restore_and_start(self, snapshot: str) -> None:
         """Revert, and see to it that it runs: a snapshot may have been taken of a machine off."""
-        found = Snapshots.of(self.look())
+        has = self.look(DEVICES)
+        for fault in kept_disks(has):
+            raise WrongState(f"{self.label}: {fault}")
+        found = Snapshots.of(has)
         for left_over in found.temporary:
             log.warning("vsphere.leftover", label=self.label, snapshot=left_over.name)
             self._remove(left_over.key)
@@ -316,6 +320,15 @@ class Machine:
             self.perform("removal of a picture", send, Order())
         except (MachineryError, vmodl.MethodFault, *LOST) as exc:
             log.warning("vsphere.picture_left", label=self.label, file=source, reason=words(exc))
+
+
+def kept_disks(has: Properties) -> Iterator[str]:
+    """What is wrong with disks that a revert leaves as the guest made them."""
+    for device in has.get(DEVICES, ()):
+        mode = getattr(device.backing, "diskMode", None)
+        if isinstance(device, vim.vm.device.VirtualDisk) and mode == "independent_persistent":
+            name = device.deviceInfo.label if device.deviceInfo else device.key
+            yield f"a revert does not restore its {name}, which is {mode} (make it dependent)"
 
 
 def refuse_unreachable(label: str, has: Properties) -> None:

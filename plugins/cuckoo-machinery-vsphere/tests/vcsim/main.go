@@ -39,7 +39,6 @@ func main() {
 	}
 	model.Machine, model.Cluster, model.Host, model.Autostart = *machines, 0, 1, false
 	log.SetOutput(ioutil.Discard)
-	defer model.Remove()
 	check(model.Create())
 
 	pair, err := tls.LoadX509KeyPair(*certificate, *certificate)
@@ -49,7 +48,6 @@ func main() {
 	service.Listen = &url.URL{Host: "127.0.0.1:0", User: url.UserPassword(*user, *password)}
 	simulator.OnCall, simulator.OnTask = onCall, onTask
 	server := service.NewServer()
-	defer server.Close()
 	server.Config.Handler = withFaults(server.Config.Handler)
 
 	out := json.NewEncoder(os.Stdout)
@@ -57,7 +55,8 @@ func main() {
 	for in := json.NewDecoder(os.Stdin); ; {
 		var order order
 		if in.Decode(&order) != nil {
-			return // the one who started it has gone
+			model.Remove()
+			os.Exit(0) // the one who started it has gone: nobody waits for an answer
 		}
 		check(out.Encode(order.obey()))
 	}
