@@ -108,6 +108,7 @@ def test_a_file_of_the_working_directory_counts_like_the_package_s_own(
         (GOOD.format(name="A", word="Not Good"), "its name is 'Not Good'; allowed: small letters"),
         (GOOD.format(name="A", word="a").replace("= 2", "= 9"), "its severity is 9; allowed: 1, 2"),
         (GOOD.format(name="A", word="a").replace("T1005", "1005"), "its ttp has '1005'; allowed:"),
+        (GOOD.format(name="A", word="a").replace('("T1005",)', "7"), "its ttp has 7; allowed:"),
         (GOOD.format(name="A", word="a").replace("    description", "    _"), "no description"),
     ],
 )

@@ -113,7 +113,8 @@ def _fault(kind: type[Signature], names: set[str]) -> str:
     severity = getattr(kind, "severity", None)
     if severity not in (1, 2, 3):
         return f"its severity is {severity!r:.100}; allowed: 1, 2, 3"
-    for technique in kind.ttp:
+    techniques: object = kind.ttp
+    for technique in techniques if isinstance(techniques, tuple | list) else (techniques,):
         if not _TECHNIQUE.fullmatch(str(technique)):
             return f"its ttp has {technique!r:.100}; allowed: such as 'T1105' and 'T1053.003'"
     return ""
