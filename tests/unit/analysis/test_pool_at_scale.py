@@ -29,6 +29,7 @@ def _only_errors_are_logged() -> Iterator[None]:
     structlog.configure(**before)
 
 
+@pytest.mark.no_cover  # to trace it takes twice as long as to run it
 async def test_each_task_runs_once_in_its_turn_and_no_machine_is_idle_meanwhile(
     tmp_path: Path, empty_database: Path
 ) -> None:
