@@ -35,16 +35,11 @@ def plugins() -> Iterator[MachineryPlugin]:
 
 
 def capabilities() -> dict[str, Capability]:
-    """What each backend declares, by its machinery's name. One not written yet is left out."""
+    """What each backend declares, by its machinery's name."""
     found = {}
     for plugin in plugins():
         options = {option.name: option.default for option in plugin.options}
-        try:
-            backend = plugin.backend(BackendConfig(plugin.name, (), Path(), options))
-        except ModuleNotFoundError as exc:
-            if not str(exc.name).startswith("cuckoo_machinery_"):
-                raise  # a binding that is not installed
-            continue
+        backend = plugin.backend(BackendConfig(plugin.name, (), Path(), options))
         found[plugin.name] = backend.capabilities
     return found
 
