@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cuckoo_api.reporting import evidence as evidence_module
 from cuckoo_api.reporting.bounds import Notes
 from cuckoo_api.reporting.evidence import Evidence
 from cuckoo_api.reporting.job import Job
 from cuckoo_api.reporting.processors import behavior
-from cuckoo_api.reporting.processors.trace import activity
+from cuckoo_api.reporting.processors.trace import activity, calls
 from cuckoo_api.reporting.processors.trace.syntax import arguments
 from cuckoo_api.reporting.sections import EMPTY
 
@@ -368,6 +370,56 @@ def test_what_is_cut_is_said(parse: Parse, notes: Notes, monkeypatch: pytest.Mon
     assert "behavior.summary.directory_created: cut at 5" in notes.lines
     assert "behavior.processes: cut at 3" in notes.lines
     assert "behavior.processes[].calls: 10 of 23 calls are kept" in notes.lines
+
+
+def test_what_is_said_again_is_counted_also_when_no_call_is_kept(
+    parse: Parse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activity, "MAX_CALLS", 3)
+    monkeypatch.setattr(activity, "MAX_SUMMARY", 2)
+    remove = 'unlink("x") = 0'
+
+    section = parse(
+        trace('chdir("/a") = 0', remove, remove, remove, remove, 'chdir("/b") = 0', remove, remove)
+        + line(100, "+++ exited with 0 +++")
+        + trace(remove, remove, 'chdir("/c") = 0', remove)
+    )
+
+    # the same words, but in another folder, and then by another process of the same number
+    assert section["summary"]["file_deleted"] == ["/a/x", "/b/x"]
+    assert section["apistats"] == {"100": {"chdir": 3, "unlink": 9}}
+    assert [item["summary"].get("file_deleted") for item in section["generic"]] == [
+        ["/a/x", "/b/x"],
+        None,
+    ]
+    assert [len(item["calls"]) for item in section["processes"]] == [3, 0]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_trace(
+    parse: Parse, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in {"MAX_CALLS": 100, "MAX_PROCESSES": 50, "MAX_SUMMARY": 50}.items():
+        monkeypatch.setattr(activity, name, limit)
+    monkeypatch.setattr(behavior, "MAX_KNOWN", 500)
+    monkeypatch.setattr(calls, "MAX_PATHS", 500)
+    monkeypatch.setattr(evidence_module, "CHUNK", 16 << 10)
+    peaks = []
+    for count in (2_000, 16_000):
+        # a fork bomb whose children never end, each with a file of its own
+        text = b"".join(
+            line(100, f"fork() = {200 + n}", n) + line(200 + n, f'unlink("/tmp/{n}") = 0', n)
+            for n in range(count)
+        )
+        tracemalloc.start()
+        section = parse(text)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(section["processes"]) == 50
+
+    assert peaks[1] < peaks[0] * 1.2
+    assert "behavior.processes: cut at 50" in notes.lines
+    assert any(note.startswith("behavior.processes[].calls: 100 of ") for note in notes.lines)
 
 
 def test_a_tree_too_deep_for_json_is_flattened(parse: Parse, notes: Notes) -> None:

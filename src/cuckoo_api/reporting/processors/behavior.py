@@ -10,8 +10,8 @@ from typing import Any
 from cuckoo_api.reporting.bounds import Notes, take
 from cuckoo_api.reporting.evidence import Evidence, Input
 from cuckoo_api.reporting.job import Job
-from cuckoo_api.reporting.processors.trace.activity import MAX_APIS, Activity
-from cuckoo_api.reporting.processors.trace.calls import Call, Interpreter
+from cuckoo_api.reporting.processors.trace.activity import MAX_APIS, Activity, Process
+from cuckoo_api.reporting.processors.trace.calls import MOVING, SENDING, Call, Interpreter
 from cuckoo_api.reporting.processors.trace.syntax import (
     CATEGORIES,
     EXITED,
@@ -27,6 +27,7 @@ from cuckoo_api.reporting.processors.trace.syntax import (
 TRACE = "logs/trace.strace"
 MAX_LINE = 64 << 10
 MAX_UNFINISHED = 4_096
+MAX_KNOWN = 50_000
 MAX_LOGS = 500
 
 _LOG = re.compile(r"[0-9]{1,10}\.bson", re.ASCII)
@@ -91,46 +92,59 @@ class TraceReader:
         self._notes = notes
         self._activity = activity
         self._handlers = Interpreter(self._activity).handlers
+        self._known: dict[int, tuple[Process, bytes]] = {}
+        """Whose lines they were, and of which call: such a line again is counted and no more."""
         self._unfinished: dict[int, bytes] = {}
         self._garbled = 0
 
     def feed(self, block: bytes) -> None:
         """Take whole lines."""
-        understood = 0
-        for match in LINE.finditer(block):
+        for line in block.split(b"\n"):
+            words = line.split(None, 2)
+            if not words:
+                continue
+            # but for its time: in a flood, most lines say what was said before
+            key = hash((words[0], words[-1]))
+            known = self._known.get(key)
+            if known is not None and not (known[0].room and self._activity.room):
+                known[0].apis[known[1]] += 1
+                continue
+            match = LINE.match(line)
             try:
-                if match[3] is not None:
-                    self._completed(match)
-                else:
+                if match is None or match[3] is None:
                     self._odd_line(match)
-                understood += 1
+                else:
+                    self._completed(match, key)
             except (ValueError, OverflowError):
-                continue  # counted below
-        self._garbled += max(0, block.count(b"\n") - understood)
+                self._garbled += 1
 
     def finish(self) -> None:
         """Say how much was not understood, after the last block."""
         if self._garbled:
             self._notes.add(f"{TRACE}: {self._garbled} lines were not understood")
 
-    def _completed(self, match: re.Match[bytes]) -> None:
+    def _completed(self, match: re.Match[bytes], key: int | None = None) -> None:
         pid, seen, api, text, result, path, error, _ = match.groups()
         tid = int(pid)
         process = self._activity.process(tid, seen)
         apis = process.apis
-        if api in apis:
-            apis[api] += 1
-        elif len(apis) < MAX_APIS:
-            apis[api] = 1
+        if api in apis or len(apis) < MAX_APIS:
+            apis[api] = apis.get(api, 0) + 1
         handler = self._handlers.get(api)
         if handler is not None:
             self._activity.now = float(seen)
             handler(Call(process, self._activity.now, text, result, path))
         if process.room and self._activity.room:
             self._activity.keep_call(process, _call(tid, match, error))
+        if api in MOVING or len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        elif key is not None and api in apis and api not in SENDING:
+            self._known[key] = (process, api)
 
-    def _odd_line(self, match: re.Match[bytes]) -> None:
+    def _odd_line(self, match: re.Match[bytes] | None) -> None:
         """A line that is no completed call: half of one, an end, a signal."""
+        if match is None:
+            raise ValueError("not a line of strace")
         tid, seen, text = int(match[1]), match[2], match[8]
         if part := UNFINISHED.match(text):
             if len(self._unfinished) < MAX_UNFINISHED:
@@ -154,6 +168,7 @@ class TraceReader:
 
     def _ended(self, tid: int, seen: bytes, code: int) -> None:
         self._unfinished.pop(tid, None)
+        self._known.clear()  # the number may be another's next
         self._activity.ended(tid, self._activity.process(tid, seen), code, float(seen))
 
 

@@ -83,6 +83,7 @@ class Activity:
         self._call_bytes = 0
         self._generic = 0
         self._overflown = False
+        self._told: set[str] = set()
 
     def process(self, tid: int, seen: bytes) -> Process:
         """The process that a thread belongs to; a new one when the thread is not known."""
@@ -135,12 +136,12 @@ class Activity:
 
     def add(self, process: Process, category: str, *values: str) -> None:
         """Put an entry into the summary of all and of one process."""
-        texts = tuple(clip(value, MAX_TEXT) for value in values)
-        entry: Entry = (texts[0], texts[1]) if category in PAIRS else texts[0]
+        first = clip(values[0], MAX_TEXT)
+        entry: Entry = (first, clip(values[1], MAX_TEXT)) if category in PAIRS else first
         entries = self.summary.setdefault(category, {})
         if entry not in entries:
             if len(entries) >= MAX_SUMMARY:
-                self.notes.cut(f"behavior.summary.{category}", MAX_SUMMARY)
+                self._cut(f"behavior.summary.{category}", MAX_SUMMARY)
                 return
             entries[entry] = None
             if category not in UNTIMED:
@@ -148,18 +149,31 @@ class Activity:
         own = process.summary.setdefault(category, {})
         if entry not in own and process is not self._others:
             if self._generic >= MAX_GENERIC:
-                self.notes.cut("behavior.generic", MAX_GENERIC)
+                self._cut("behavior.generic", MAX_GENERIC)
                 return
             self._generic += 1
             own[entry] = None
 
     def _happened(self, process: Process, category: str, entry: Entry) -> None:
         if len(self._timeline) >= MAX_TIMELINE:
-            self.notes.cut("behavior.timeline", MAX_TIMELINE)
+            self._cut("behavior.timeline", MAX_TIMELINE)
             return
         self._timeline.append(
             {"time": self.now, "pid": process.pid, "category": category, "value": entry}
         )
+
+    def _cut(self, what: str, limit: int) -> None:
+        """Note it once: in a flood, the sentence alone would cost more than what is left out."""
+        if what not in self._told:
+            self._told.add(what)
+            self.notes.cut(what, limit)
+
+    def full(self, process: Process, category: str) -> bool:
+        """Whether no entry of this category can be new any more."""
+        if len(self.summary.get(category, ())) < MAX_SUMMARY:
+            return False
+        own = process.summary.get(category, ())
+        return len(own) >= MAX_SUMMARY or self._generic >= MAX_GENERIC
 
     def knows(self, category: str, value: str) -> bool:
         """Whether the summary of all has this entry."""

@@ -34,6 +34,14 @@ _INTERPRETER = re.compile(r"(?:ba|da|a|k|z)?sh|(?:python|perl|ruby|lua|php|node|
 _QUIET = ("/dev/null", "/dev/tty", "/dev/pts/", "/dev/zero", "/dev/urandom", "/dev/random")
 
 
+MOVING = frozenset(
+    (b"chdir", b"fchdir", b"execve", b"execveat", b"fork", b"vfork", b"clone", b"clone3")
+)
+"""Calls after which the same words may mean something else."""
+SENDING = frozenset((b"sendto", b"sendmsg", b"sendmmsg"))
+"""Calls that mean something only on a socket that was found to be for DNS."""
+
+
 class Call(msgspec.Struct, frozen=True, gc=False):
     """One completed call as the trace has it."""
 
@@ -86,8 +94,12 @@ class Interpreter:
             return
         folder, name, flags = match.groups()
         process, add = call.process, self._activity.add
+        writes = b"O_WRONLY" in flags or b"O_RDWR" in flags
         if call.failed:
-            add(process, "file_failed", self._resolve(process, folder, name))
+            if not self._activity.full(process, "file_failed"):
+                add(process, "file_failed", self._resolve(process, folder, name))
+            return
+        if not (writes or b"O_DIRECTORY" in flags) and self._activity.full(process, "file_read"):
             return
         if call.path and call.path.startswith(b"/"):
             # where it led to: a link in the path says nothing
@@ -98,7 +110,7 @@ class Interpreter:
             add(process, "directory_enumerated", path)
         elif path.startswith(_QUIET) or b"O_PATH" in flags:
             return
-        elif b"O_WRONLY" in flags or b"O_RDWR" in flags:
+        elif writes:
             self._written(process, path, created=_creates(flags))
             if b"O_CREAT" in flags and _LOCK.search(path):
                 add(process, "mutex", path)
@@ -122,15 +134,15 @@ class Interpreter:
         if call.arguments.endswith(b"AT_REMOVEDIR"):
             self._rmdir(call)
             return
-        for path in self._path(call):
+        for path in self._path(call, "file_deleted"):
             self._activity.add(call.process, "file_deleted", path)
 
     def _rmdir(self, call: Call) -> None:
-        for path in self._path(call):
+        for path in self._path(call, "directory_removed"):
             self._activity.add(call.process, "directory_removed", path)
 
     def _mkdir(self, call: Call) -> None:
-        for path in self._path(call):
+        for path in self._path(call, "directory_created"):
             self._activity.add(call.process, "directory_created", path)
 
     def _rename(self, call: Call) -> None:
@@ -279,10 +291,15 @@ class Interpreter:
         path = self._resolve(call.process, b"/", descriptor[1]) if descriptor else "from memory"
         self._activity.add(call.process, "module_loaded", path)
 
-    def _path(self, call: Call) -> tuple[str, ...]:
-        """The path of a call that succeeded, as a tuple of one or none."""
+    def _path(self, call: Call, category: str = "") -> tuple[str, ...]:
+        """The path of a call that succeeded, as a tuple of one or none.
+
+        None as well when it is for a category that is full: a flood of paths is not looked at.
+        """
+        if call.failed or self._activity.full(call.process, category):
+            return ()
         match = _PATH.match(call.arguments)
-        if match is None or call.failed:
+        if match is None:
             return ()
         return (self._resolve(call.process, match[1], match[2]),)
 
