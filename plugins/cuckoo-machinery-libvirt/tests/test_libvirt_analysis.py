@@ -71,8 +71,8 @@ async def test_an_analysis_is_reported_with_all_that_libvirt_gives(site: Site, l
     with (site.folder(report["info"]["id"]) / "memory.dmp").open("rb") as file:
         assert file.read(4) == b"\x7fELF"
     assert lab.libvirtd.qemus() == {}
-    for machine in (await site.get("/machines/list"))["machines"]:
-        assert (machine["status"], machine["locked"]) == ("poweroff", False), machine
+    machine = (await site.get("/machines/view/one"))["machine"]
+    assert (machine["status"], machine["locked"]) == ("poweroff", False)
 
 
 async def test_a_libvirtd_killed_and_restarted_in_the_middle_costs_no_task(
@@ -87,7 +87,7 @@ async def test_a_libvirtd_killed_and_restarted_in_the_middle_costs_no_task(
     assert task["status"] == "reported", (task, site.log[-3000:])
     report = await site.get(f"/tasks/report/{task_id}")
     assert {d["filepath"] for d in report["dropped"]} == {"/tmp/begun", "/tmp/ended"}
-    await _shown(site, "poweroff")
+    await _shown(site, "poweroff", "one")
     assert lab.libvirtd.qemus() == {}
 
 

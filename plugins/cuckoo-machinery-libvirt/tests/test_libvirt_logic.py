@@ -28,7 +28,7 @@ from cuckoo_machinery_libvirt.backend import LibvirtBackend
 from cuckoo_machinery_libvirt.capture import behead
 from cuckoo_machinery_libvirt.errors import Uri
 from cuckoo_machinery_libvirt.events import state_after
-from cuckoo_machinery_libvirt.facts import hardware
+from cuckoo_machinery_libvirt.facts import hardware, without_snapshot
 from cuckoo_machinery_libvirt.link import Link
 from cuckoo_machinery_libvirt.plugin import OPTIONS, cuckoo_register_machinery
 
@@ -191,27 +191,44 @@ def test_virtios_headers_are_left_out_of_a_capture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("label", "platform", "faults"),
     [
-        ("live", "", ["it has no disk"]),
-        ("kept", "", []),
+        ("live", "", []),
         ("fresh", "", []),
+        ("kept", "", ["it has no current snapshot"]),
         (
             "raw",
             "windows",
-            ["disk vda is raw", "the same disk as twin", "twin has the same MAC address"],
+            [
+                "the same disk as twin",
+                "twin has the same MAC address",
+                "disk vda is raw",
+                "it has no current snapshot",
+            ],
         ),
     ],
 )
-async def test_the_facts_of_a_machine(
+async def test_the_faults_of_a_machine_are_told(
     backend: LibvirtBackend, label: str, platform: str, faults: list[str]
 ) -> None:
     facts = await backend.inspect(label)
     assert facts.platform == platform
-    if facts.snapshots:
-        assert (facts.snapshots, facts.current_snapshot, facts.faults) == (("clean",), "clean", ())
-        return
+    assert facts.uuid
     assert len(facts.faults) == len(faults), facts.faults
     for fault, words in zip(facts.faults, faults, strict=True):
         assert words in fault
+
+
+async def test_a_machine_outside_the_configuration_can_be_looked_at(
+    backend: LibvirtBackend,
+) -> None:
+    [fault] = (await backend.inspect("test")).faults
+    assert fault.startswith("disk vda is raw")
+    facts = await backend.inspect("off")
+    assert (facts.snapshots, facts.current_snapshot) == (("clean",), "clean")
+
+
+def test_a_machine_without_a_disk_cannot_have_a_live_snapshot() -> None:
+    [fault] = without_snapshot(hardware("<domain><devices/></domain>"))
+    assert "add a qcow2 disk" in fault
 
 
 async def test_labels_and_an_unknown_one(backend: LibvirtBackend) -> None:

@@ -32,6 +32,7 @@ from cuckoo_machinery_libvirt import capture, machine
 from cuckoo_machinery_libvirt.errors import Uri
 from cuckoo_machinery_libvirt.events import state_after, state_of
 from cuckoo_machinery_libvirt.link import Link, Live
+from cuckoo_machinery_libvirt.threads import ended
 
 log = structlog.get_logger()
 
@@ -51,6 +52,7 @@ FORMATS = {
     "kdump-snappy": libvirt.VIR_DOMAIN_CORE_DUMP_FORMAT_KDUMP_SNAPPY,
 }
 _SET_OFF = (MachineState.ABORTED, MachineState.SAVED)
+"""What a machine may be that is powered off without an event of libvirt's."""
 
 
 @dataclass
@@ -90,7 +92,8 @@ class LibvirtBackend(MachineryBackend):
         self._starts: dict[str, Start] = {}
         self._captures: dict[str, capture.Capturing] = {}
         self._settled: set[str] = set()
-        """Machines that ended badly and were powered off since: libvirt still says how it was."""
+        """Machines that were powered off and have not run since. Of one that had ended badly, or
+        whose start was broken off, libvirt goes on to say so."""
         self._streams: set[asyncio.Queue[StateChange | None]] = set()
 
     # -- life -----------------------------------------------------------------------------------
@@ -115,8 +118,7 @@ class LibvirtBackend(MachineryBackend):
             stream.put_nowait(None)
         for start in self._starts.values():
             start.given_up.set()
-        if running := [asyncio.wrap_future(start.future) for start in self._starts.values()]:
-            await asyncio.wait(running, timeout=5)
+        await asyncio.gather(*(ended(start.future, 5) for start in self._starts.values()))
         links = (self._ask, self._order, self._start, self._long)
         await asyncio.gather(*(link.close() for link in links))
 
@@ -125,6 +127,8 @@ class LibvirtBackend(MachineryBackend):
 
     async def state(self, label: str) -> MachineState:
         state = await self._on(self._ask, label, state_of, ASK_TIMEOUT)
+        if state in machine.ON:
+            self._settled.discard(label)
         return MachineState.POWEROFF if self._is_settled(label, state) else state
 
     async def inspect(self, label: str) -> MachineFacts:
@@ -155,8 +159,8 @@ class LibvirtBackend(MachineryBackend):
         await self._earlier_start(label)
         future = await self._order.submit(label, _with(label, machine.power_off))
         before = await self._order.result(label, future, deadline)
+        self._settled.add(label)
         if before in _SET_OFF:
-            self._settled.add(label)
             self._tell(StateChange(label, MachineState.POWEROFF))
 
     async def reboot(self, label: str) -> None:
@@ -186,8 +190,7 @@ class LibvirtBackend(MachineryBackend):
         if start is None or start.future.done():
             return
         start.given_up.set()
-        await asyncio.wait({asyncio.wrap_future(start.future)}, timeout=ORDER_TIMEOUT - 1)
-        if not start.future.done():
+        if not await ended(start.future, ORDER_TIMEOUT - 1):
             self._starts[label] = start
 
     # -- snapshots, pictures, memory, packets ---------------------------------------------------

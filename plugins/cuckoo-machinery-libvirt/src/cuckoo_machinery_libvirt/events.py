@@ -55,9 +55,18 @@ def state_of(domain: libvirt.virDomain) -> MachineState:
     if state == libvirt.VIR_DOMAIN_SHUTOFF:
         if reason in _BROKEN:
             return MachineState.ABORTED
-        if domain.isPersistent() and domain.hasManagedSaveImage():
+        if _is_saved(domain):
             return MachineState.SAVED
     return _STATES.get(state, MachineState.RUNNING)
+
+
+def _is_saved(domain: libvirt.virDomain) -> bool:
+    try:
+        return bool(domain.hasManagedSaveImage())
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return False
+        raise
 
 
 @functools.cache

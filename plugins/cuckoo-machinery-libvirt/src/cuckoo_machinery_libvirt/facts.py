@@ -19,6 +19,7 @@ class Disk:
     format: str
     transient: bool
     """Whether what is written goes when the machine stops."""
+    shareable: bool
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Hardware:
     cards: tuple[Card, ...]
     platform: str
 
+    @property
+    def keeps_changes(self) -> bool:
+        """Whether what the guest writes is still there at its next start."""
+        return any(not disk.transient for disk in self.disks)
+
 
 def hardware(xml: str) -> Hardware:
     """Read a domain's XML."""
@@ -52,6 +58,7 @@ def hardware(xml: str) -> Hardware:
             source=next(iter(source.attrib.values()), "") if source is not None else "",
             format=_attribute(disk, "driver", "type") or "raw",
             transient=disk.find("transient") is not None,
+            shareable=disk.find("shareable") is not None,
         )
         for disk in root.iterfind("devices/disk")
         for source in [disk.find("source")]
@@ -79,29 +86,35 @@ def hardware(xml: str) -> Hardware:
     )
 
 
-def faults(machine: Hardware, others: Iterable[Hardware], *, has_snapshots: bool) -> list[str]:
-    """Why a machine cannot be used as it is, each with what to do."""
+def without_snapshot(machine: Hardware) -> list[str]:
+    """What keeps a machine that has no snapshot from getting one, each with what to do."""
+    if not machine.disks:
+        return ["it has no disk, so libvirt cannot keep a live snapshot: add a qcow2 disk"]
+    return [
+        f"disk {disk.target} is {disk.format}, which cannot hold a live snapshot: "
+        f"convert it with qemu-img convert -O qcow2"
+        for disk in machine.disks
+        if disk.format != "qcow2"
+    ]
+
+
+def duplicates(machine: Hardware, others: Iterable[Hardware]) -> list[str]:
+    """What a machine has in common with others and may not, each with what to do."""
     found = []
-    if not has_snapshots:
-        if not machine.disks:
-            found.append("it has no disk, so libvirt cannot keep a live snapshot: add a qcow2 disk")
-        found += [
-            f"disk {disk.target} is {disk.format}, which cannot hold a live snapshot: "
-            f"convert it with qemu-img convert -O qcow2"
-            for disk in machine.disks
-            if disk.format != "qcow2" and not disk.transient
-        ]
     for other in others:
-        shared = {d.source for d in machine.disks if d.source} & {d.source for d in other.disks}
         found += [
             f"it writes to the same disk as {other.label}: give each a copy of {source}"
-            for source in sorted(shared)
+            for source in sorted(_sources(machine) & _sources(other))
         ]
         found += [
             f"{other.label} has the same MAC address {mac}: change one of them"
             for mac in sorted({c.mac for c in machine.cards} & {c.mac for c in other.cards})
         ]
     return found
+
+
+def _sources(machine: Hardware) -> set[str]:
+    return {disk.source for disk in machine.disks if disk.source and not disk.shareable}
 
 
 def _attribute(element: ET.Element, child: str, name: str) -> str:

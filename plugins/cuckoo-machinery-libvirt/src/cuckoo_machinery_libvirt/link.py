@@ -14,7 +14,7 @@ import libvirt
 from cuckoo_api.machinery import BackendUnavailable, OperationTimedOut
 from cuckoo_machinery_libvirt.errors import Uri, not_connected, translated
 from cuckoo_machinery_libvirt.events import run_events
-from cuckoo_machinery_libvirt.threads import Threads
+from cuckoo_machinery_libvirt.threads import Threads, ended, tell
 
 T = TypeVar("T")
 Ask = Callable[[libvirt.virConnect], T]
@@ -30,6 +30,7 @@ PATIENCE = 3.0
 one or two."""
 PAUSE = 0.1
 """Seconds between two attempts to connect."""
+CLOSE_TIMEOUT = 2.0
 _REASONS = {
     libvirt.VIR_CONNECT_CLOSE_REASON_ERROR: "the connection broke",
     libvirt.VIR_CONNECT_CLOSE_REASON_EOF: "the daemon closed the connection",
@@ -109,28 +110,26 @@ class Link:
     async def submit(self, about: str, ask: Ask[T]) -> Future[T]:
         """Have ``ask`` called, for :meth:`result`. A lost connection gets a moment to return."""
         live = await self._ready()
+        loop = asyncio.get_running_loop()
 
         def work() -> T:
             try:
                 return ask(live.connection)
             except libvirt.libvirtError as exc:
-                alive = _alive(live.connection)
-                raise translated(exc, self.uri, about, alive=alive) from exc
+                error = translated(exc, self.uri, about, alive=_alive(live.connection))
+                if isinstance(error, BackendUnavailable):
+                    tell(loop, live.lose, str(error))  # libvirt does as well, a moment later
+                raise error from exc
 
         return self._threads.submit(work)
 
     async def result(self, about: str, future: Future[T], deadline: float) -> T:
         """Wait for what was submitted. Cancelled, it leaves a call that has begun to itself."""
-        live = self._live
         try:
             async with asyncio.timeout_at(deadline):
                 return await asyncio.wrap_future(future)
         except TimeoutError as exc:
             raise OperationTimedOut(f"{about}: libvirt has not done it in time") from exc
-        except BackendUnavailable as exc:
-            if live is not None:  # libvirt tells as well, a moment later
-                live.lose(str(exc))
-            raise
 
     async def close(self) -> None:
         """Let go of the connection and the threads. Raises nothing."""
@@ -140,8 +139,7 @@ class Link:
         live, self._live = self._live, None
         if live is not None:
             live.lose("closed")
-            closing = self._threads.submit(lambda: _disconnect(live))
-            await asyncio.wait({asyncio.wrap_future(closing)}, timeout=2)
+            await ended(self._threads.submit(lambda: _disconnect(live)), CLOSE_TIMEOUT)
         self._threads.close()
 
     def _unavailable(self, why: str) -> BackendUnavailable:
@@ -185,18 +183,14 @@ class Link:
         connection = libvirt.open(self.uri.text)
         live = Live(connection)
 
-        def tell(function: Callable[..., None], *arguments: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(function, *arguments)
-
         def on_close(_connection: object, reason: int, _opaque: object) -> None:
-            tell(live.lose, _REASONS.get(reason, "the connection was closed"))
+            tell(loop, live.lose, _REASONS.get(reason, "the connection was closed"))
 
         def on_event(
             _connection: object, domain: libvirt.virDomain, event: int, detail: int, _: object
         ) -> None:
             if self._on_event is not None:
-                tell(self._on_event, domain.name(), event, detail)
+                tell(loop, self._on_event, domain.name(), event, detail)
 
         try:
             with contextlib.suppress(libvirt.libvirtError):  # a driver without a daemon has none

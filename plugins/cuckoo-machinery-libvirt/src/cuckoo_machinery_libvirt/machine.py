@@ -5,6 +5,7 @@ Everything raises libvirt's own errors, which the link translates, or the contra
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -22,7 +23,7 @@ from cuckoo_api.machinery import (
     WrongState,
 )
 from cuckoo_machinery_libvirt.events import state_of
-from cuckoo_machinery_libvirt.facts import Hardware, faults, hardware
+from cuckoo_machinery_libvirt.facts import Hardware, duplicates, hardware, without_snapshot
 
 ON = (MachineState.RUNNING, MachineState.PAUSED)
 MAX_SCREEN = 64 << 20
@@ -112,13 +113,9 @@ def _snapshot(domain: libvirt.virDomain, name: str) -> libvirt.virDomainSnapshot
         raise SnapshotNotFound(f"{domain.name()} has no snapshot {name!r}; it has: {there}")
     if names and domain.hasCurrentSnapshot():
         return domain.snapshotCurrent()
-    if _keeps_changes(domain):
+    if hardware(_description(domain)).keeps_changes:
         raise SnapshotNotFound(f"{domain.name()} has no current snapshot, {_PERSISTENT}")
     return None
-
-
-def _keeps_changes(domain: libvirt.virDomain) -> bool:
-    return any(not disk.transient for disk in hardware(_description(domain)).disks)
 
 
 # -- pictures and memory --------------------------------------------------------------------------
@@ -134,7 +131,8 @@ def screenshot(domain: libvirt.virDomain) -> bytes:
             picture += chunk
         stream.finish()
     except BaseException:
-        stream.abort()
+        with contextlib.suppress(libvirt.libvirtError):
+            stream.abort()
         raise
     if len(picture) > MAX_SCREEN or not picture.startswith(_PICTURES):
         raise MachineryError(
@@ -178,8 +176,10 @@ def inspect(domain: libvirt.virDomain, wanted: str | None, others: Iterable[str]
     machine = hardware(_description(domain))
     names = snapshot_names(domain)
     current = domain.snapshotCurrent().getName() if names and domain.hasCurrentSnapshot() else ""
-    found = faults(machine, _others(domain, others), has_snapshots=bool(names))
-    if wanted == "" and names and not current and _keeps_changes(domain):
+    found = duplicates(machine, _others(domain, others))
+    if not names and (wanted != "" or machine.keeps_changes):
+        found += without_snapshot(machine)
+    if wanted == "" and not current and machine.keeps_changes:
         found.append(f"it has no current snapshot, {_PERSISTENT}")
     return MachineFacts(
         snapshots=tuple(names),

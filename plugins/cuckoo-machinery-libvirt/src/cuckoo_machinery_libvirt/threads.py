@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -49,3 +51,19 @@ class Threads:
                 except BaseException as exc:  # noqa: BLE001 - it is the caller's
                     future.set_exception(exc)
             del job, future, function  # they hold libvirt's objects
+
+
+def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
+    """Have the event loop call a function soon, from another thread; not if it is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *args)
+
+
+async def ended(future: Future[Any], seconds: float) -> bool:
+    """Wait until what was submitted has ended, well or not; whether it has within ``seconds``."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    future.add_done_callback(lambda _: tell(loop, over.set))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await over.wait()
+    return future.done()
