@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from cuckoo_api.reporting.signatures.base import (
     Facts,
     Mark,
+    PlantedFile,
     SeenCommand,
     Signature,
     TouchedFile,
@@ -127,10 +128,9 @@ class ContainerEscape(Signature):
                 yield mark("cmdline", seen.path, seen)
 
 
-class ChangesSudoers(TouchedFile):
+class ChangesSudoers(PlantedFile):
     name = "changes_sudoers"
     description = "Changes who may act as the administrator"
     severity = 3
     ttp = ("T1548.003",)
-    categories = ("file_created", "file_written", "file_moved")
     places = re.compile(r"^/etc/(?:sudoers(?:\.d/.+)?|doas\.conf)$")

@@ -6,7 +6,7 @@ The keys are Cuckoo 2's; ``pe_header``, ``pe_overlay`` and ``pe_authenticode`` a
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -236,11 +236,7 @@ def _overlay(binary: Any, notes: Notes) -> dict[str, Any] | None:
 
 
 def _count(binary: Any, notes: Notes) -> int:
-    return _length(binary.imports)
-
-
-def _length(items: Iterable[Any]) -> int:
-    return sum(1 for _ in items)
+    return sum(1 for _ in binary.imports)
 
 
 PARTS: Mapping[str, Part] = {
