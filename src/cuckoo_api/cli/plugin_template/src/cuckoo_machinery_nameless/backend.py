@@ -37,7 +37,7 @@ class NamelessBackend(MachineryBackend):
     capabilities = Capability.NONE
 
     def __init__(self, config: BackendConfig) -> None:
-        """No I/O here: the server makes a backend to look at it, too."""
+        """No I/O here: that is :meth:`open`'s."""
         super().__init__(config)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="nameless")
 
