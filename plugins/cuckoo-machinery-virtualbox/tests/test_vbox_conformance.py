@@ -44,6 +44,8 @@ class TestOnAStandIn(MachineryConformance):
                 labels=("one", "two"),
                 snapshot=SNAPSHOT,
                 timeout=10,
+                # each command waits here for its child to be executed: long on a crowded host
+                max_lag=0.5,
                 write_inside=write,
                 read_inside=read,
                 kill_machine=kill,

@@ -135,6 +135,32 @@ async def test_a_machine_whose_process_hangs_still_has_a_state(
         over.set()
 
 
+async def test_a_memory_dump_keeps_nobody_from_a_screenshot_or_from_the_power(
+    standin: StandIn, tmp_path: Path
+) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def slow_dump(words: Sequence[str]) -> Answer:
+        if words[0] == "debugvm":
+            begun.set()
+            over.wait()
+        return standin.answer(words)
+
+    with Program(tmp_path, slow_dump) as program:
+        backend = VirtualBoxBackend(config_for(program.path, tmp_path, "one"))
+        await backend.restore_and_start("one", "clean")
+        dumping = asyncio.create_task(backend.dump_memory("one", tmp_path / "memory"))
+        await asyncio.to_thread(begun.wait)
+        await backend.screenshot("one", tmp_path / "screen")
+        assert await backend.state("one") is MachineState.RUNNING
+        await backend.power_off("one")
+        assert not dumping.done()
+        over.set()
+        with pytest.raises(WrongState, match="is not currently running"):
+            await dumping
+    assert not (tmp_path / "memory").exists()
+
+
 async def test_machines_of_one_name_are_told_apart_by_their_uuids(
     backend: VirtualBoxBackend, standin: StandIn
 ) -> None:

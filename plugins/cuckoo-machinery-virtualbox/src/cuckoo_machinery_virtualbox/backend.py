@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,18 +20,17 @@ from cuckoo_api.machinery import (
     MachineryError,
     MachineState,
     OperationTimedOut,
-    SnapshotNotFound,
     StateChange,
     WrongState,
 )
 from cuckoo_machinery_virtualbox.info import (
-    INACCESSIBLE,
     STATES,
     MachineInfo,
-    Snapshot,
+    choose,
     interfaces,
     listed,
     listed_long,
+    names_of,
     shown,
 )
 from cuckoo_machinery_virtualbox.manage import VBoxManage
@@ -42,9 +40,10 @@ from cuckoo_machinery_virtualbox.watch import Folders
 OPEN_TIMEOUT = 25.0
 """The first command starts VBoxSVC, which reads every machine's settings."""
 LIST_TIMEOUT = 4.5
+STATE_TIMEOUT = 4.6
 SHOW_TIMEOUT = 1.4
-GLANCE_TIMEOUT = 3.2
-"""Both together within the 5 s of `state`."""
+LOCK_TIMEOUT = 0.5
+"""Of these seconds for a machine's state, how many `showvminfo` gets: alone, and in a queue."""
 ORDER_TIMEOUT = 9.0
 SCREEN_TIMEOUT = 4.5
 START_TIMEOUT = 300.0
@@ -57,6 +56,7 @@ OFF_TIMEOUT = 9.0
 LOOK_PAUSE = 0.1
 _OFF = {"poweroff", "aborted", "teleported"}
 _KEPT = {"saved", "aborted-saved"}
+_AT_ANY_TIME = {"controlvm", "debugvm"}
 _ADDRESS = "/VirtualBox/GuestInfo/Net/0/V4/IP"
 
 
@@ -67,7 +67,7 @@ class Machine:
     label: str
     uuid: str
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held for each command: two at once on a machine that is off disturb each other."""
+    """Two commands at once on a machine that is off disturb each other."""
     start: asyncio.Task[None] | None = None
     """The start that is under way."""
     ended: str = ""
@@ -110,7 +110,7 @@ class VirtualBoxBackend(MachineryBackend):
             await asyncio.wait(starts)
 
     async def labels(self) -> list[str]:
-        return _labels(await self._list())
+        return names_of(await self._list())
 
     async def state(self, label: str) -> MachineState:
         machine = await self._machine(label)
@@ -133,7 +133,7 @@ class VirtualBoxBackend(MachineryBackend):
 
     async def _start(self, machine: Machine, snapshot: str) -> None:
         await self._off(machine)
-        target = _choose(machine.label, await self._show(machine), snapshot)
+        target = choose(machine.label, await self._show(machine), snapshot)
         if target is not None:
             await self._order(
                 machine, "snapshot", machine.uuid, "restore", target.uuid, timeout=DISK_TIMEOUT
@@ -162,8 +162,7 @@ class VirtualBoxBackend(MachineryBackend):
             hangs = waited > OFF_PATIENCE
             if info.word in _KEPT and not info.session:
                 await self._order(machine, "discardstate", machine.uuid)
-                continue
-            if info.word in _OFF:
+            elif info.word in _OFF:
                 # VBoxSVC, killed and back, knows nothing of a process that runs the guest on
                 lives = await asyncio.to_thread(running, machine.uuid)
                 if not lives and (hangs or not info.session):
@@ -327,7 +326,7 @@ class VirtualBoxBackend(MachineryBackend):
         there = await self._list()
         found = [uuid for name, uuid in there if label in (name, uuid)]
         if not found:
-            names = ", ".join(_labels(there)) or "none"
+            names = ", ".join(names_of(there)) or "none"
             raise MachineNotFound(f"VirtualBox has no machine {label!r}; it has: {names}")
         if len(found) > 1:
             raise BadConfig(
@@ -351,22 +350,25 @@ class VirtualBoxBackend(MachineryBackend):
 
     async def _info(self, machine: Machine) -> MachineInfo:
         """The machine's state now, also while a command is at work on it or its process hangs."""
+        loop = asyncio.get_running_loop()
+        over = loop.time() + STATE_TIMEOUT
+        patience = LOCK_TIMEOUT if machine.lock.locked() else SHOW_TIMEOUT
         try:
-            async with asyncio.timeout(SHOW_TIMEOUT):
+            async with asyncio.timeout(patience):
                 return await self._show(machine)
         except (MachineNotFound, BackendUnavailable):
             raise
         except (TimeoutError, MachineryError) as exc:
-            for info in await self._glance():
+            for info in await self._glance(over - loop.time()):
                 if info.uuid == machine.uuid:
                     return info
             if isinstance(exc, MachineryError):
                 raise
             raise BackendUnavailable(f"{machine.label}: VirtualBox does not answer") from exc
 
-    async def _glance(self) -> list[MachineInfo]:
+    async def _glance(self, timeout: float = LIST_TIMEOUT) -> list[MachineInfo]:
         """Every accessible machine's state, for which none has to be locked."""
-        text = await self._ask("list", "vms", "--long", timeout=GLANCE_TIMEOUT)
+        text = await self._ask("list", "vms", "--long", timeout=timeout)
         return list(listed_long(text))
 
     def _state(self, machine: Machine, info: MachineInfo) -> MachineState:
@@ -379,7 +381,9 @@ class VirtualBoxBackend(MachineryBackend):
         return MachineState.POWEROFF if dealt_with else state
 
     async def _order(self, machine: Machine, *words: str, timeout: float = ORDER_TIMEOUT) -> None:
-        async with machine.lock:
+        # one that runs takes orders while others are carried out: a dump may take minutes
+        alone = contextlib.nullcontext() if words[0] in _AT_ANY_TIME else machine.lock
+        async with alone:
             with self._about(machine):
                 await self._manage.run(*words, timeout=timeout)
 
@@ -397,25 +401,3 @@ class VirtualBoxBackend(MachineryBackend):
     async def _control(self, label: str, *words: str) -> None:
         machine = await self._machine(label)
         await self._order(machine, "controlvm", machine.uuid, *words)
-
-
-def _labels(there: list[tuple[str, str]]) -> list[str]:
-    """Names; the UUID where VirtualBox cannot tell the name, or has it twice."""
-    count = Counter(name for name, _ in there)
-    return [uuid if name == INACCESSIBLE or count[name] > 1 else name for name, uuid in there]
-
-
-def _choose(label: str, info: MachineInfo, wanted: str) -> Snapshot | None:
-    """The snapshot of this name or UUID; for an empty name the current one, if there is one."""
-    name = wanted or info.current
-    found = [one for one in info.snapshots if name in (one.name, one.uuid)]
-    if len(found) > 1:
-        uuids = ", ".join(one.uuid for one in found)
-        raise SnapshotNotFound(
-            f"{label}: {len(found)} snapshots are called {name!r}; set the snapshot to the UUID of "
-            f"one ({uuids}), or rename the others"
-        )
-    if wanted and not found:
-        there = ", ".join(one.name for one in info.snapshots) or "none"
-        raise SnapshotNotFound(f"{label}: no snapshot {wanted!r}; there is: {there}")
-    return found[0] if found else None

@@ -6,11 +6,12 @@ Of a key that comes twice the first counts: what a guest can say of itself is pr
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cuckoo_api.machinery import MachineState
+from cuckoo_api.machinery import MachineState, SnapshotNotFound
 
 _PAIR = re.compile(r'"?([^"=]+)"?="?(.*?)"?')
 _LISTED = re.compile(r'"(.*)" \{([0-9a-f-]{36})\}')
@@ -163,3 +164,25 @@ def listed_long(text: str) -> Iterator[MachineInfo]:
 def interfaces(text: str) -> list[str]:
     """The names in the answer to ``list hostonlyifs``."""
     return re.findall(r"^Name: +(.*)$", text, re.MULTILINE)
+
+
+def names_of(there: list[tuple[str, str]]) -> list[str]:
+    """Names; the UUID where VirtualBox cannot tell the name, or has it twice."""
+    count = Counter(name for name, _ in there)
+    return [uuid if name == INACCESSIBLE or count[name] > 1 else name for name, uuid in there]
+
+
+def choose(label: str, info: MachineInfo, wanted: str) -> Snapshot | None:
+    """The snapshot of this name or UUID; for an empty name the current one, if there is one."""
+    name = wanted or info.current
+    found = [one for one in info.snapshots if name in (one.name, one.uuid)]
+    if len(found) > 1:
+        uuids = ", ".join(one.uuid for one in found)
+        raise SnapshotNotFound(
+            f"{label}: {len(found)} snapshots are called {name!r}; set the snapshot to the UUID of "
+            f"one ({uuids}), or rename the others"
+        )
+    if wanted and not found:
+        there = ", ".join(one.name for one in info.snapshots) or "none"
+        raise SnapshotNotFound(f"{label}: no snapshot {wanted!r}; there is: {there}")
+    return found[0] if found else None

@@ -39,6 +39,8 @@ class TestVirtualBox(MachineryConformance):
             make=make,
             labels=("one", "two"),
             snapshot=SNAPSHOT,
+            # each command waits here for its child to be executed: long on a crowded host
+            max_lag=0.5,
             write_inside=write,
             read_inside=read,
             kill_machine=kill,
