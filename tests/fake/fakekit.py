@@ -24,6 +24,7 @@ from cuckoo_api.server.run import serve
 from cuckoo_api.settings import (
     CuckooSection,
     MachinerySettings,
+    ReportingSection,
     Settings,
     TimeoutsSection,
 )
@@ -84,6 +85,7 @@ class Site:
             cwd=cwd,
             cuckoo=CuckooSection(machinery=("fake",), api_token=TOKEN, freespace=0),
             timeouts=TimeoutsSection(default=5, critical=5, agent=5),
+            reporting=ReportingSection(html=False),  # no test but one looks at it
             machinery={"fake": MachinerySettings(name="fake", options={}, machines=())},
         )
         self.app: web.Application | None = None

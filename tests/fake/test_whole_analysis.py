@@ -18,6 +18,7 @@ async def test_a_file_goes_in_and_a_report_comes_out(
 ) -> None:
     monkeypatch.setattr(reporting, "_run", REAL_WORKER)
     site.add("one")
+    site.configure("reporting", html=True)
     await site.start()
 
     task = await site.analyse(name="hello.sh", options="arguments=-v", custom="mine")
@@ -35,6 +36,9 @@ async def test_a_file_goes_in_and_a_report_comes_out(
     assert report["info"]["machine"]["name"] == "one"
     assert await site.read(f"/files/get/{report['target']['file']['sha256']}") == SAMPLE
     assert (site.folder(task["id"]) / dropped["path"]).read_bytes() == scripts.DROPPED
+    page = (await site.read(f"/tasks/report/{task['id']}/html")).decode()
+    for shown in ("hello.sh", "sh -c id", "fake.example", "/tmp/dropped.txt", "data:image/jpeg"):
+        assert shown in page
     log = (site.folder(task["id"]) / "analysis.log").read_text()
     assert log.endswith("INFO: the sample ended\n")
     assert (await site.read(f"/pcap/get/{task['id']}"))[:4] == b"\xd4\xc3\xb2\xa1"

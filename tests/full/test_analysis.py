@@ -108,6 +108,21 @@ async def test_the_demo_sample_from_upload_to_report(site: Site) -> None:
     assert matches == {"dropper": ["demo"], "shell_dropper": []}
     assert [m["name"] for m in dropped["/usr/local/bin/demo-updater"]["yara"]] == ["updater"]
     assert report["screenshots"]
+    assert root["exit_code"] == 0
+    assert root["ended"] > root["first_seen"]
+    happened = [(event["category"], event["value"]) for event in report["behavior"]["timeline"]]
+    assert happened[0] == ("command_line", "/tmp/demo-sample.sh")
+    assert ("file_written", "/etc/cron.d/demo-updater") in happened
+    assert "0600 /tmp/demo-temporary.dat" in summary["permissions_changed"]
+    # what came over HTTP is a file
+    body = network["http"][0]["resp"]
+    folder = site.folder(report["info"]["id"])
+    assert hashlib.sha256((folder / body["path"]).read_bytes()).hexdigest() == body["sha256"]
+    # the same as a page
+    page = (folder / "reports" / "report.html").read_text()
+    assert "Plants a cron job" in page
+    assert "data:image/jpeg;base64," in page
+    assert "<script" not in page
     await site.assert_nothing_held()
     assert await site.stop() == 0
     await site.assert_nothing_left()

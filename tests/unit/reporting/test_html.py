@@ -7,6 +7,7 @@ import io
 import itertools
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,10 +18,13 @@ import pytest
 from markupsafe import escape
 from PIL import Image
 
+from cuckoo_api.model.task import Task
 from cuckoo_api.reporting.job import Job, Request
 from cuckoo_api.reporting.parts import Parts
 from cuckoo_api.reporting.reporters import htmlreport
 from cuckoo_api.reporting.reporters.htmlreport import policy, write_html_report
+from cuckoo_api.reporting.service import make_report
+from cuckoo_api.settings import ProcessingSection
 
 pytestmark = pytest.mark.slow
 
@@ -273,6 +277,37 @@ def test_what_a_sample_chose_is_text_and_nothing_else(make: Make) -> None:
     # nothing turns the text around or hides in it
     assert "\\u202egnp.exe\\u2066\\x00\\x1b[2J\\r\\n\\ufeff" in page.text
     assert all(sign.isprintable() or sign == "\n" for sign in hostile)
+
+
+WORKER = """
+import json, sys
+for step in json.load(sys.stdin)["steps"]:
+    errors = ["html: no room"] if step == "html" and sys.argv[1] == "fails" else []
+    print(json.dumps({"step": step, "errors": errors}), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("html", "outcome", "kept"), [(True, "works", True), (True, "fails", False), (False, "", False)]
+)
+async def test_a_page_of_an_earlier_report_is_not_left(
+    folder: Path,
+    tmp_path: Path,
+    html: bool,
+    outcome: str,
+    kept: bool,
+) -> None:
+    page = folder / "reports" / "report.html"
+    page.write_text("earlier")
+    worker = (sys.executable, "-I", "-c", WORKER, outcome)
+    task = Task(id=7, category="file", target="a.sh", added_on="2026-01-01 00:00:00")
+
+    errors = await make_report(
+        folder, task, None, ProcessingSection(), tmp_path, html=html, worker=worker
+    )
+
+    assert errors == (["html: no room"] if outcome == "fails" else [])
+    assert page.exists() is kept
 
 
 def dump_dom(*pages: Path) -> list[str]:
