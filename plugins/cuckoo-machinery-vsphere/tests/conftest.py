@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from vcsim import Simulator, build
-from vspherekit import ONE, PASSWORD, TWO, USER, Admin, Certificate, Site, Wire, certificate, config
+from vspherekit import (
+    ONE,
+    PASSWORD,
+    TWO,
+    USER,
+    Admin,
+    Certificate,
+    Make,
+    Simulate,
+    Site,
+    Wire,
+    certificate,
+    config,
+)
 
 from cuckoo_machinery_vsphere.backend import VsphereBackend
 
 pytest.register_assert_rewrite("cuckoo_api.testing.conformance", "cuckoo_api.testing.rig")
-
-Simulate = Callable[..., Site]
-Make = Callable[..., Awaitable[VsphereBackend]]
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from pyVmomi import vim
-from vspherekit import ONE, SNAPSHOT, Site, snapshots
+from vspherekit import ONE, SNAPSHOT, Make, Simulate, Site, snapshots
 
-from conftest import Make, Simulate
 from cuckoo_api.machinery import BackendUnavailable, MachineryError, MachineState, WrongState
 from cuckoo_machinery_vsphere.backend import VsphereBackend
 from cuckoo_machinery_vsphere.datastore import location

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 from pyVmomi import vim
-from vspherekit import ONE, SNAPSHOT, TWO, Admin, Site
+from vspherekit import ONE, SNAPSHOT, TWO, Admin, Make, Simulate, Site
 
-from conftest import Make, Simulate
 from cuckoo_api.machinery import (
     BackendUnavailable,
     MachineFacts,

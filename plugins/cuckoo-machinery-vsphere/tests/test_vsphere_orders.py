@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from vspherekit import ONE, SNAPSHOT, TWO, Site, snapshots
+from vspherekit import ONE, SNAPSHOT, TWO, Make, Simulate, Site, snapshots
 
-from conftest import Make, Simulate
 from cuckoo_api.machinery import (
     MachineryError,
     MachineState,
+    NotSupported,
     OperationTimedOut,
     WrongState,
 )
@@ -200,7 +200,7 @@ async def test_a_server_without_pictures_is_told_as_such(
 ) -> None:
     await backend.restore_and_start(ONE, SNAPSHOT)
     site.simulator.order("call", "CreateScreenshot_Task", fault="MethodNotFound")
-    with pytest.raises(MachineryError, match=f"{ONE}: this vSphere cannot do"):
+    with pytest.raises(NotSupported, match=f"{ONE}: this vSphere cannot do it: "):
         await backend.screenshot(ONE, tmp_path / "screen")
     assert not (tmp_path / "screen").exists()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 
-from conftest import Make, Simulate
+from vspherekit import Make, Simulate
+
 from cuckoo_api.machinery import MachineState
 from cuckoo_api.testing.rig import event_loop_watched, watching
 from cuckoo_machinery_vsphere.inventory import PAGE

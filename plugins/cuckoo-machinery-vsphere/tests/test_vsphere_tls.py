@@ -11,9 +11,19 @@ from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
-from vspherekit import ONE, PASSWORD, Certificate, Site, Wire, certificate, config, told
+from vspherekit import (
+    ONE,
+    PASSWORD,
+    Certificate,
+    Make,
+    Simulate,
+    Site,
+    Wire,
+    certificate,
+    config,
+    told,
+)
 
-from conftest import Make, Simulate
 from cuckoo_api.machinery import BackendUnavailable, MachineState, Secret
 from cuckoo_machinery_vsphere.datastore import download
 from cuckoo_machinery_vsphere.session import Session

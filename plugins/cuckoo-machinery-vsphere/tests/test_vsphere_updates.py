@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
-from vspherekit import ONE, SNAPSHOT, TWO, Site
+from vspherekit import ONE, SNAPSHOT, TWO, Make, Site
 
-from conftest import Make
 from cuckoo_api.machinery import BackendUnavailable, MachineState, StateChange
 from cuckoo_api.testing.rig import watching
 from cuckoo_machinery_vsphere.backend import VsphereBackend

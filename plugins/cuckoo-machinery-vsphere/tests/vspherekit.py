@@ -8,6 +8,7 @@ import hashlib
 import ssl
 import subprocess
 import traceback
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pyVmomi import SoapStubAdapter, vim, vmodl
 from vcsim import Simulator
 
 from cuckoo_api.machinery import BackendConfig, MachineConfig, Secret
+from cuckoo_machinery_vsphere.backend import VsphereBackend
 from cuckoo_machinery_vsphere.plugin import OPTIONS
 from cuckoo_machinery_vsphere.session import VERSION
 
@@ -207,3 +209,9 @@ class Site:
     simulator: Simulator
     admin: Admin
     certificate: Certificate
+
+
+Simulate = Callable[..., Site]
+"""``(*words, shown=certificate)``: start a simulator."""
+Make = Callable[..., Awaitable[VsphereBackend]]
+"""``(site, *labels, port=..., **options)``: open a backend."""

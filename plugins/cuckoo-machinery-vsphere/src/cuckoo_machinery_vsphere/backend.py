@@ -38,6 +38,7 @@ from cuckoo_machinery_vsphere.inventory import (
 from cuckoo_machinery_vsphere.operations import OFF, ON, SUSPENDED, Machine, refuse_unreachable
 from cuckoo_machinery_vsphere.session import Login, Session
 from cuckoo_machinery_vsphere.settings import read_server
+from cuckoo_machinery_vsphere.tasks import Order
 from cuckoo_machinery_vsphere.updates import Update, Updates
 
 T = TypeVar("T")
@@ -172,10 +173,11 @@ class VsphereBackend(MachineryBackend):
         """
         entry, _ = await self._glance(label)
         others = self._under_way[entry.key]
-        machine = Machine(self._session, label, entry)
+        machine = Machine(self._session, label, entry, Order(first=first))
         if first:
             for other in others.values():
-                other.order.give_up()
+                if not other.order.first:
+                    other.order.give_up()
 
         def run() -> None:
             with self._locks[entry.key] if alone else contextlib.nullcontext():
@@ -186,8 +188,7 @@ class VsphereBackend(MachineryBackend):
                     raise translated(exc, label) from exc
 
         future = asyncio.get_running_loop().run_in_executor(self._orders, run)
-        if not first:
-            others[future] = machine
+        others[future] = machine
         future.add_done_callback(lambda done: _ended(done, others))
         try:
             await asyncio.shield(future)

@@ -30,7 +30,7 @@ its versions, which pyVmomi does without a time-out."""
 CONNECTIONS = 16
 """Idle connections that are kept."""
 IDLE = 20
-"""Seconds for which one is kept. The server's own limit is longer: no call meets a closed one."""
+"""Seconds for which one is kept: few calls shall meet one that the server has closed meanwhile."""
 BARRED_AFTER_REFUSAL = 60.0
 """Seconds in which no login is tried after one was refused: an account locks after a few."""
 BARRED_AFTER_FAILURE = 1.0

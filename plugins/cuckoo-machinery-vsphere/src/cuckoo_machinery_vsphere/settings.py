@@ -34,7 +34,8 @@ class Server:
     @property
     def name(self) -> str:
         """For messages."""
-        return f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 def read_server(options: Mapping[str, str]) -> Server:

@@ -22,7 +22,9 @@ _WATCHED = ["info.state", "info.error", "info.result"]
 class Order:
     """One operation on a machine, which runs in a thread and can be given up from another."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, first: bool = False) -> None:
+        """``first``: no other order has it given up."""
+        self.first = first
         self._given_up = threading.Event()
 
     def give_up(self) -> None:
@@ -32,7 +34,7 @@ class Order:
     def check(self) -> None:
         """Raise when it was given up: nothing more may be sent."""
         if self._given_up.is_set():
-            raise Cancelled("given up")
+            raise Cancelled("the order was given up")
 
 
 def finish(session: Session, task: vim.Task, what: str, seconds: float, order: Order) -> Any:
