@@ -211,6 +211,20 @@ async def test_what_somebody_else_does_to_a_machine_is_seen(
         assert await anext(events) == StateChange("two", MachineState.POWEROFF, "poweroff")
 
 
+async def test_a_machine_that_died_is_told_to_be_off_once_its_power_was_cut(
+    backend: VirtualBoxBackend, events: AsyncIterator[StateChange], standin: StandIn
+) -> None:
+    async with asyncio.timeout(10):
+        standin.answer(["startvm", "two", "--type", "headless"])
+        assert (await anext(events)).state is MachineState.RUNNING
+        process = standin.machines["two"].process
+        assert process is not None
+        process.kill()
+        assert await anext(events) == StateChange("two", MachineState.ABORTED, "aborted")
+        await backend.power_off("two")
+        assert await anext(events) == StateChange("two", MachineState.POWEROFF, "aborted")
+
+
 async def test_a_log_that_is_written_before_the_state_changes_misleads_nobody(
     events: AsyncIterator[StateChange], standin: StandIn
 ) -> None:

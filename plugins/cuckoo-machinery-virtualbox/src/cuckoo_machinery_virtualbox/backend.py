@@ -92,6 +92,7 @@ class VirtualBoxBackend(MachineryBackend):
         super().__init__(config)
         self._manage = VBoxManage(Path(config.options["path"]).expanduser())
         self._machines: dict[str, Machine] = {}
+        self._watched: set[Folders] = set()
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -174,7 +175,11 @@ class VirtualBoxBackend(MachineryBackend):
             if hangs:
                 await asyncio.to_thread(kill, machine.uuid)
             await asyncio.sleep(LOOK_PAUSE)
-        machine.ended = info.since if info.word == "aborted" else ""
+        ended = info.since if info.word == "aborted" else ""
+        if ended != machine.ended:
+            machine.ended = ended
+            for folders in self._watched:  # no folder tells of this
+                folders.tell({machine.label})
 
     async def _cut(self, machine: Machine) -> bool:
         """Cut the power; false when the machine does not even answer."""
@@ -229,8 +234,8 @@ class VirtualBoxBackend(MachineryBackend):
         """Let a command write a file beside ``path``, and move it there once it is complete."""
         machine = await self._machine(label)
         beside = path.absolute().with_name(f".{path.name}.new")
-        beside.unlink(missing_ok=True)  # what is there already is refused
         try:
+            beside.unlink(missing_ok=True)  # what is there already is refused
             await self._order(machine, command, machine.uuid, *words, str(beside), timeout=timeout)
             beside.rename(path)
         except OSError as exc:
@@ -255,22 +260,28 @@ class VirtualBoxBackend(MachineryBackend):
         known: dict[str, MachineState] = {}
         changed: set[str] = set()
         async with Folders() as folders:
-            while True:
-                async for machine, info in self._look(changed):
-                    folders.follow(machine.label, info)
-                    state = self._state(machine, info)
-                    if known.get(machine.label) is not state:
-                        known[machine.label] = state
-                        yield StateChange(machine.label, state, info.word)
-                changed = await folders.changed()
+            self._watched.add(folders)
+            try:
+                while True:
+                    async for label, info, state in self._look(changed):
+                        folders.follow(label, info)
+                        if known.get(label) is not state:
+                            known[label] = state
+                            yield StateChange(label, state, info.word)
+                    changed = await folders.changed()
+            finally:
+                self._watched.discard(folders)
 
-    async def _look(self, labels: set[str]) -> AsyncGenerator[tuple[Machine, MachineInfo], None]:
+    async def _look(
+        self, labels: set[str]
+    ) -> AsyncGenerator[tuple[str, MachineInfo, MachineState], None]:
         """The machines of these labels that there are. No label: all, with one command."""
         every = {} if labels else {info.uuid: info for info in await self._glance()}
         for label in labels or [machine.label for machine in self.config.machines]:
             try:
                 machine = await self._machine(label)
-                yield machine, every.get(machine.uuid) or await self._info(machine)
+                info = every.get(machine.uuid) or await self._info(machine)
+                yield label, info, self._state(machine, info)
             except BackendUnavailable:
                 raise
             except MachineryError:
@@ -283,7 +294,9 @@ class VirtualBoxBackend(MachineryBackend):
         except (BadConfig, WrongState) as exc:
             return MachineFacts(faults=(str(exc),))
         names = {one.uuid: one.name for one in info.snapshots}
-        there = interfaces(await self._ask("list", "hostonlyifs", timeout=LIST_TIMEOUT))
+        there: list[str] = []
+        if info.hostonly:
+            there = interfaces(await self._ask("list", "hostonlyifs", timeout=LIST_TIMEOUT))
         return MachineFacts(
             snapshots=tuple(names.values()),
             current_snapshot=names.get(info.current, ""),

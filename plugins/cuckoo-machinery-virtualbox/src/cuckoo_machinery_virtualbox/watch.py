@@ -82,10 +82,14 @@ class Folders:
         self._again |= dict.fromkeys(news, loop.time() + LAST_LOOK)
         return news
 
+    def tell(self, labels: set[str]) -> None:
+        """There is news of these machines."""
+        self._news |= labels
+        self._ring.set()
+
     async def _read(self) -> None:
         async for event in self._inotify:
-            self._news |= self._about(event)
-            self._ring.set()
+            self.tell(self._about(event))
 
     def _about(self, event: Event) -> set[str]:
         if event.watch is None:  # there was more than the kernel keeps
