@@ -18,6 +18,7 @@ from cuckoo_api.machinery import (
     BackendUnavailable,
     Capability,
     MachineState,
+    OperationTimedOut,
     SnapshotNotFound,
     StateChange,
 )
@@ -132,14 +133,13 @@ async def test_a_libvirtd_that_hangs_is_unreachable(
     backend = await make()
     heard = Heard(backend)
     await heard.until("two", POWEROFF)
-    (await backend._ask.connect(0)).connection.setKeepAlive(1, 1)  # else it takes ten seconds
     frozen()
-    with pytest.raises(BackendUnavailable, match="keepalive"):
+    with pytest.raises(OperationTimedOut):
         await backend.state("one")
     change = await heard.until("one", MachineState.UNREACHABLE)
+    assert change.reason == "the daemon does not answer any more"
     with pytest.raises(BackendUnavailable, match="no answer"):
         await backend.state("one")
-    assert change.reason
     await heard.close()
 
 
