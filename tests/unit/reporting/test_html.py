@@ -62,7 +62,11 @@ PARTS: dict[str, Any] = {
     "behavior": {
         "processtree": [TREE],
         "processes": [{"calls": [{"api": "never decoded"}]}],
-        "summary": {"file_written": ["/tmp/x"], "file_moved": [["/old", "/new"]]},
+        "summary": {
+            "file_read": ["/etc/hosts"],
+            "file_written": ["/tmp/x"],
+            "file_moved": [["/old", "/new"]],
+        },
         "timeline": [
             {"time": 1700000000.5, "pid": 10, "category": "file_moved", "value": ["/old", "/new"]},
             {"time": 1700000001.5, "pid": 11, "category": "connects_host", "value": "192.0.2.1:80"},
@@ -193,7 +197,7 @@ def test_the_page_tells_the_whole_story(make: Make) -> None:
         "id 12 · +2.000 s to +2.000 s · killed by signal 9",
         "from 2023-11-14 22:13:20 UTC by the guest's clock",
         "+0.500 s 10 File moved /old → /new", "+1.500 s 11 Connection 192.0.2.1:80",
-        "File written 1 /tmp/x",
+        "File written 1 /tmp/x File moved 1 /old → /new File read 1 /etc/hosts",
         "evil.test A 192.0.2.1", "GET http://evil.test/gate.php curl/8 200 0 B 1.5 KiB",
         "tls.test [2001:db8::1]:443 TLS 1.3", "192.168.55.10:4000 192.0.2.1:80 +0.5 s 9 700 B",
         "192.168.55.10 192.0.2.7 8/0 2",

@@ -49,23 +49,36 @@ TITLES = {
     "dropped_executed": "Written and run",
     "file_created": "File created",
     "file_written": "File written",
-    "file_read": "File read",
     "file_moved": "File moved",
+    "file_copied": "File copied",
     "file_deleted": "File deleted",
-    "file_failed": "File not opened",
     "file_linked": "File linked",
-    "directory_created": "Folder created",
-    "directory_removed": "Folder removed",
-    "directory_enumerated": "Folder listed",
     "permissions_changed": "Permissions changed",
     "owner_changed": "Owner changed",
+    "directory_created": "Folder created",
+    "directory_removed": "Folder removed",
+    "regkey_written": "Registry key written",
+    "regkey_deleted": "Registry key deleted",
     "mutex": "Lock taken",
-    "connects_ip": "Address connected to",
-    "connects_host": "Connection",
-    "listens_on": "Listened on",
-    "resolves_host": "Name asked for",
     "module_loaded": "Module loaded",
+    "resolves_host": "Name asked for",
+    "connects_host": "Connection",
+    "connects_ip": "Address connected to",
+    "listens_on": "Listened on",
+    "fetches_url": "URL asked for",
+    "downloads_file": "URL saved",
+    "wmi_query": "WMI query",
+    "file_failed": "File not opened",
+    "file_read": "File read",
+    "file_opened": "File opened",
+    "file_exists": "File looked for",
+    "directory_enumerated": "Folder listed",
+    "dll_loaded": "Library loaded",
+    "regkey_opened": "Registry key opened",
+    "regkey_read": "Registry key read",
 }
+"""The summary's categories in the order in which they are worth reading."""
+_ORDER = {category: place for place, category in enumerate(TITLES)}
 
 
 class _Process(msgspec.Struct, frozen=True):
@@ -141,7 +154,7 @@ def _facts(request: Request, messages: list[str]) -> dict[str, Any]:
         "processes": processes,
         "began": min((process.first_seen for _, process in processes), default=0.0),
         "timeline": behavior.timeline,
-        "summary": behavior.summary,
+        "summary": dict(sorted(behavior.summary.items(), key=_worth)),
         "network": msgspec.json.decode(part(request, "network")),
         "dropped": msgspec.json.decode(part(request, "dropped")),
         "errors": errors(request, messages),
@@ -159,6 +172,10 @@ def policy(style: str) -> str:
         f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def _worth(item: tuple[str, Any]) -> int:
+    return _ORDER.get(item[0], len(_ORDER))
 
 
 def _flat(processes: list[_Process], depth: int = 0) -> Iterator[tuple[int, _Process]]:
