@@ -15,7 +15,7 @@ import psutil
 from guest import write_disk
 
 from cuckoo_machinery_virtualbox.backend import VirtualBoxBackend
-from cuckoo_machinery_virtualbox.info import listed, shown
+from cuckoo_machinery_virtualbox.info import listed, listed_long, shown
 
 HERE = Path(__file__).parent
 SNAPSHOT = "clean"
@@ -132,8 +132,8 @@ class VirtualBox:
         self.run("unregistervm", uuid)
 
     async def released(self, name: str) -> None:
-        """Until no session holds the machine."""
+        """Until no session holds the machine. Asked so that it disturbs no other question."""
         while True:
-            said = await asyncio.to_thread(self.run, "showvminfo", name, "--machinereadable")
-            if not shown(said).session:
+            said = await asyncio.to_thread(self.run, "list", "vms", "--long")
+            if not any(one.session for one in listed_long(said) if one.name == name):
                 return
