@@ -57,7 +57,12 @@ PARTS: dict[str, Any] = {
     "target": {
         "category": "file",
         "file": {"name": "a.sh", "size": 2048, "type": "shell script", "sha256": "ab" * 32,
-                 "md5": "cd" * 16, "sha1": "ef" * 20, "ssdeep": "3:a:b", "tlsh": "T1A"},
+                 "md5": "cd" * 16, "sha1": "ef" * 20, "ssdeep": "3:a:b", "tlsh": "T1A",
+                 "yara": [{"name": "OneRule"}, {"name": "TwoRule"}]},
+    },
+    "static": {
+        "elf": {"header": {"type": "EXEC", "entry": None}, "libraries": ["libc.so.6", "libm.so.6"],
+                "sections": [{"name": ".text", "entropy": 6.5, "flags": ["X", "R"]}]},
     },
     "behavior": {
         "processtree": [TREE],
@@ -202,6 +207,8 @@ def test_the_page_tells_the_whole_story(make: Make) -> None:
         "tls.test [2001:db8::1]:443 TLS 1.3", "192.168.55.10:4000 192.0.2.1:80 +0.5 s 9 700 B",
         "192.168.55.10 192.0.2.7 8/0 2",
         "/tmp/x 5 B · data · MyRule " + "12" * 32,
+        "elf.header.type EXEC elf.libraries libc.so.6, libm.so.6",
+        "elf.sections name .text, entropy 6.5, flags X, R", "YARA OneRule, TwoRule",
         "Errors dump.pcap: cut at 7",
     ):  # fmt: skip
         assert said in text

@@ -42,6 +42,7 @@ CHAPTERS = (
     ("behaviour", "Files and more"),
     ("network", "Network"),
     ("dropped", "Dropped files"),
+    ("static", "Static analysis"),
     ("errors", "Errors"),
 )
 TITLES = {
@@ -125,7 +126,7 @@ def write_html_report(request: Request, messages: list[str]) -> None:
     )
     environment.filters |= {
         "size": _size, "seconds": _seconds, "since": _since, "moment": _moment, "ends": _ends,
-        "ending": _ending, "evidence": _evidence, "words": _words,
+        "ending": _ending, "evidence": _evidence, "rules": _rules, "words": _words,
     }  # fmt: skip
     template = environment.get_template("report.html.jinja")
     evidence = Evidence(Path(request.folder), request.size_limit)
@@ -144,6 +145,10 @@ def _facts(request: Request, messages: list[str]) -> dict[str, Any]:
     screenshots = msgspec.json.decode(part(request, "screenshots"))
     style = (PAGE / "report.css").read_text("utf-8")
     processes = list(_flat(behavior.processtree))
+    static = list(_leaves(msgspec.json.decode(part(request, "static"))))
+    absent = {
+        name for name, shown in (("screenshots", screenshots), ("static", static)) if not shown
+    }
     return {
         "info": info(request),
         "name": request.job.name if request.job.category != "url" else request.job.target,
@@ -159,7 +164,8 @@ def _facts(request: Request, messages: list[str]) -> dict[str, Any]:
         "dropped": msgspec.json.decode(part(request, "dropped")),
         "errors": errors(request, messages),
         "titles": TITLES,
-        "chapters": [item for item in CHAPTERS if item[0] != "screenshots" or screenshots],
+        "static": static,
+        "chapters": [item for item in CHAPTERS if item[0] not in absent],
         "style": Markup(style),  # noqa: S704 - a file of ours
         "policy": policy(style),
     }
@@ -183,6 +189,21 @@ def _flat(processes: list[_Process], depth: int = 0) -> Iterator[tuple[int, _Pro
     for process in processes:
         yield depth, process
         yield from _flat(process.children, depth + 1)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Whatever a format's part of ``static`` holds, in lines of a name and a value."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for item in value:
+            yield path, ", ".join(f"{name} {inner}" for name, inner in _leaves(item))
+    elif isinstance(value, list):
+        if value:
+            yield path, ", ".join(map(str, value))
+    elif value not in (None, ""):
+        yield path, str(value)
 
 
 def _pictures(evidence: Evidence, shots: list[dict[str, Any]]) -> Iterator[tuple[str, Markup]]:
@@ -215,6 +236,11 @@ def _shown(value: Any) -> Any:
     if isinstance(value, Markup):
         return value
     return "" if value is None else visible(str(value), MAX_VALUE)
+
+
+def _rules(matches: Any) -> str:
+    """The YARA rules that matched."""
+    return ", ".join(str(rule["name"]) for rule in matches) if isinstance(matches, list) else ""
 
 
 def _words(value: Any) -> str:
