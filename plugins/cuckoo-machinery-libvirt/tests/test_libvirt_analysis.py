@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from libvirtkit import ADDRESSES, BRIDGE, GATEWAY, SNAPSHOT, Lab, connected
+from libvirtkit import ADDRESSES, BRIDGE, GATEWAY, SNAPSHOT, Lab, connected, run
 from serverkit import DONE, Site, configure
 
 from cuckoo_api.fleet import load_plugins
@@ -37,18 +38,21 @@ class Here:
 
 
 @pytest.fixture
-async def site(lab: Lab, tmp_path: Path) -> AsyncIterator[Site]:
-    """A running server on the lab's machines."""
+def cwd(lab: Lab, tmp_path: Path) -> Path:
+    """A working directory for the lab's libvirtd, without machines."""
     cwd = tmp_path / "cwd"
     init_cwd(cwd, list(load_plugins().values()))
-    configure(
-        cwd,
-        "cuckoo",
-        {"cuckoo.machinery": "kvm", "cuckoo.freespace": "64", "resultserver.ip": GATEWAY},
-    )
+    own = {"cuckoo.machinery": "kvm", "cuckoo.freespace": "64", "resultserver.ip": GATEWAY}
+    configure(cwd, "cuckoo", own)
     configure(cwd, "routing", {"routing.route": "none"})
-    kvm = {"dsn": lab.libvirtd.uri, "interface": BRIDGE, "machines": ", ".join(ADDRESSES)}
-    configure(cwd, "kvm", {f"kvm.{key}": value for key, value in kvm.items()})
+    configure(cwd, "kvm", {"kvm.dsn": lab.libvirtd.uri, "kvm.interface": BRIDGE})
+    return cwd
+
+
+@pytest.fixture
+async def site(cwd: Path) -> AsyncIterator[Site]:
+    """A running server on the lab's machines."""
+    configure(cwd, "kvm", {"kvm.machines": ", ".join(ADDRESSES)})
     with (cwd / "conf" / "kvm.conf").open("a") as file:
         for label, ip in ADDRESSES.items():
             file.write(MACHINE.format(label=label, ip=ip, snapshot=SNAPSHOT))
@@ -58,6 +62,17 @@ async def site(lab: Lab, tmp_path: Path) -> AsyncIterator[Site]:
         yield made
     finally:
         await made.stop()
+
+
+def test_machines_are_discovered_with_what_libvirt_knows_of_them(cwd: Path) -> None:
+    found = run(
+        sys.executable, "-m", "cuckoo_api", "--cwd", str(cwd), "machines", "discover", "kvm"
+    )
+    assert "machines = one, two" in found
+    for label in ADDRESSES:
+        section = found[found.index(f"[{label}]") :]
+        assert section.startswith(f"[{label}]\nlabel = {label}\nplatform = linux\n")
+        assert SNAPSHOT in section
 
 
 async def test_an_analysis_is_reported_with_all_that_libvirt_gives(site: Site, lab: Lab) -> None:

@@ -315,7 +315,7 @@ def _with(label: str, work: Callable[[libvirt.virDomain], T]) -> Callable[[libvi
 
 
 def _names(connection: libvirt.virConnect) -> list[str]:
-    return [domain.name() for domain in connection.listAllDomains()]
+    return sorted(domain.name() for domain in connection.listAllDomains())
 
 
 def _fresh(folder: Path) -> None:
