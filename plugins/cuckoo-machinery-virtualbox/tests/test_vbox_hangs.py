@@ -22,7 +22,7 @@ from cuckoo_api.machinery import (
     WrongState,
 )
 from cuckoo_machinery_virtualbox import backend as module
-from cuckoo_machinery_virtualbox import processes
+from cuckoo_machinery_virtualbox import processes, watch
 from cuckoo_machinery_virtualbox.backend import VirtualBoxBackend
 from cuckoo_machinery_virtualbox.processes import running
 
@@ -209,6 +209,24 @@ async def test_what_somebody_else_does_to_a_machine_is_seen(
         assert await anext(events) == StateChange("two", MachineState.PAUSED, "paused")
         standin.answer(["controlvm", "two", "poweroff"])
         assert await anext(events) == StateChange("two", MachineState.POWEROFF, "poweroff")
+
+
+async def test_a_guest_that_makes_its_log_grow_hides_no_other_machine(
+    events: AsyncIterator[StateChange], standin: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "GATHER", 0.05)
+    monkeypatch.setattr(watch, "LAST_LOOK", 0.5)
+    news = asyncio.ensure_future(anext(events))
+    noisy, quiet = standin.machines["one"].log, standin.machines["two"]
+    standin.commands.clear()
+    quiet.log.write_text("Changing the VM state")
+    await asked(standin, "showvminfo")
+    quiet.word = "saved"
+    async with asyncio.timeout(10):
+        while not news.done():
+            noisy.write_text("noise")
+            await asyncio.sleep(0.01)
+    assert await news == StateChange("two", MachineState.SAVED, "saved")
 
 
 async def test_a_machine_that_died_is_told_to_be_off_once_its_power_was_cut(

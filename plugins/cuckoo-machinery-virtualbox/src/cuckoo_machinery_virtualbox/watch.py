@@ -22,7 +22,7 @@ GATHER = 0.25
 LAST_LOOK = 1.0
 """Seconds after the last news for one more look: the log is written before VBoxSVC knows."""
 LOOK_AT_ALL = 30.0
-"""Seconds without news after which all are looked at: a folder may tell nothing, as on NFS."""
+"""Seconds after which all are looked at: a folder may tell nothing, as on NFS."""
 
 _NEWS = Mask.CREATE | Mask.MODIFY | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.DELETE | Mask.ONLYDIR
 
@@ -35,6 +35,7 @@ class Folders:
         self._news: set[str] = set()
         self._again: dict[str, float] = {}
         self._ring = asyncio.Event()
+        self._all_due = asyncio.get_running_loop().time() + LOOK_AT_ALL
 
     async def __aenter__(self) -> Self:
         try:
@@ -44,6 +45,7 @@ class Folders:
                 f"virtualbox: no folder can be watched: {exc}; see fs.inotify.max_user_instances"
             ) from exc
         self._reader = asyncio.create_task(self._read(), name="virtualbox-folders")
+        self._reader.add_done_callback(lambda _: self._ring.set())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -66,21 +68,27 @@ class Folders:
 
     async def changed(self) -> set[str]:
         """Labels of machines to look at now; empty when it is time to look at all."""
+        if self._reader.done():
+            raise BackendUnavailable("virtualbox: its folders are watched no more") from (
+                self._reader.exception()
+            )
         loop = asyncio.get_running_loop()
-        due = min([loop.time() + LOOK_AT_ALL, *self._again.values()])
         try:
-            async with asyncio.timeout_at(due):
+            async with asyncio.timeout_at(min([self._all_due, *self._again.values()])):
                 await self._ring.wait()
+            await asyncio.sleep(GATHER)
+            self._ring.clear()
         except TimeoutError:
-            now = loop.time()
-            late = {label for label, when in self._again.items() if when <= now}
-            self._again = {k: when for k, when in self._again.items() if k not in late}
-            return late
-        await asyncio.sleep(GATHER)
-        self._ring.clear()
+            pass  # no news
+        now = loop.time()
+        late = {label for label, when in self._again.items() if when <= now}
         news, self._news = self._news, set()
-        self._again |= dict.fromkeys(news, loop.time() + LAST_LOOK)
-        return news
+        again = {label: when for label, when in self._again.items() if label not in late}
+        self._again = again | dict.fromkeys(news, now + LAST_LOOK)
+        if now < self._all_due:
+            return news | late
+        self._all_due = now + LOOK_AT_ALL
+        return set()
 
     def tell(self, labels: set[str]) -> None:
         """There is news of these machines."""

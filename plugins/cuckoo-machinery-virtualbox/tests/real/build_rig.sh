@@ -1,6 +1,6 @@
 #!/bin/bash
-# Puts the real VirtualBox of Debian sid into a folder: build_rig.sh FOLDER. As root; about three
-# minutes and 1.9 GB. Nothing on the host is changed. A folder that is complete is left as it is.
+# Puts the real VirtualBox of Debian sid into a folder: build_rig.sh FOLDER. As root; about two
+# minutes and 1.3 GB. Nothing on the host is changed. A folder that is complete is left as it is.
 #
 # There is no kernel driver in there. VirtualBoxVM can do without one: its interpreter runs the
 # whole machine. A shell script stands in for VBoxHeadless, which cannot, and starts it.
