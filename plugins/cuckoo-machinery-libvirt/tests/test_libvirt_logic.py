@@ -19,6 +19,7 @@ from cuckoo_api.machinery import (
     Capability,
     MachineConfig,
     MachineNotFound,
+    MachineryError,
     MachineState,
     NotSupported,
     SnapshotNotFound,
@@ -258,6 +259,25 @@ async def test_changes_are_heard_after_the_present_states(backend: LibvirtBacken
                 await backend.restore_and_start("live", "clean")
             if change == StateChange("live", MachineState.RUNNING, "started"):
                 break
+
+
+async def test_the_news_end_when_the_backend_is_closed(backend: LibvirtBackend) -> None:
+    heard: list[MachineState] = []
+    async with asyncio.timeout(10):
+        async for change in backend.watch():
+            heard.append(change.state)
+            if len(heard) == len(MACHINES):
+                asyncio.get_running_loop().create_task(backend.close())
+    assert set(heard) == {MachineState.POWEROFF}
+
+
+async def test_a_file_that_cannot_be_written_is_an_error_of_the_machine(
+    backend: LibvirtBackend, tmp_path: Path
+) -> None:
+    await backend.restore_and_start("live", "clean")
+    for call in (backend.dump_memory, backend.screenshot):
+        with pytest.raises(MachineryError, match=r"live: .*No such file"):
+            await call("live", tmp_path / "nowhere" / "file")
 
 
 # -- credentials and connections ------------------------------------------------------------------

@@ -8,7 +8,7 @@ import functools
 import secrets
 import shutil
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +95,7 @@ class LibvirtBackend(MachineryBackend):
         """Machines that were powered off and have not run since. Of one that had ended badly, or
         whose start was broken off, libvirt goes on to say so."""
         self._streams: set[asyncio.Queue[StateChange | None]] = set()
+        self._closing = False
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -114,6 +115,7 @@ class LibvirtBackend(MachineryBackend):
             self.capabilities &= ~Capability.WATCH
 
     async def close(self) -> None:
+        self._closing = True
         for stream in self._streams:
             stream.put_nowait(None)
         for start in self._starts.values():
@@ -201,7 +203,8 @@ class LibvirtBackend(MachineryBackend):
 
     async def screenshot(self, label: str, path: Path) -> None:
         picture = await self._on(self._order, label, machine.screenshot, ASK_TIMEOUT)
-        await asyncio.to_thread(path.write_bytes, picture)
+        with _files_of(label):
+            await asyncio.to_thread(machine.write, path, picture)
 
     async def dump_memory(self, label: str, path: Path) -> None:
         if Capability.MEMORY_DUMP not in self.capabilities:
@@ -230,7 +233,8 @@ class LibvirtBackend(MachineryBackend):
             return
         with contextlib.suppress(MachineryError):  # it has gone: the file is finished
             await self._on(self._order, label, capture.end, ORDER_TIMEOUT)
-        await asyncio.to_thread(capture.keep, under_way)
+        with _files_of(label):
+            await asyncio.to_thread(capture.keep, under_way)
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -249,7 +253,7 @@ class LibvirtBackend(MachineryBackend):
                     live = await self._ask.connect(OPEN_TIMEOUT)
                     present = await self._present()
                 except MachineryError as exc:
-                    if self._ask.closed:
+                    if self._closing:
                         return
                     if not away:
                         away = str(exc)
@@ -263,7 +267,7 @@ class LibvirtBackend(MachineryBackend):
                     yield change
                 while (heard := await _next(stream, live)) is not None:
                     yield heard
-                if self._ask.closed:
+                if self._closing:
                     return
                 away = live.why
                 log.warning("libvirt.lost", uri=self._uri.shown, reason=away)
@@ -316,6 +320,14 @@ def _with(label: str, work: Callable[[libvirt.virDomain], T]) -> Callable[[libvi
 
 def _names(connection: libvirt.virConnect) -> list[str]:
     return sorted(domain.name() for domain in connection.listAllDomains())
+
+
+@contextlib.contextmanager
+def _files_of(label: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise MachineryError(f"{label}: {exc}") from exc
 
 
 def _fresh(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import libvirt
 
-from cuckoo_api.machinery import BackendUnavailable, OperationTimedOut
+from cuckoo_api.machinery import BackendUnavailable, MachineryError, OperationTimedOut
 from cuckoo_machinery_libvirt.errors import Uri, not_connected, translated
 from cuckoo_machinery_libvirt.events import run_events
 from cuckoo_machinery_libvirt.threads import Threads, ended, tell
@@ -72,11 +72,6 @@ class Link:
         self._live: Live | None = None
         self._closed = False
 
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed for good."""
-        return self._closed
-
     async def connect(self, seconds: float) -> Live:
         """The connection, made if there is none; one attempt at a time, whoever waits for it.
 
@@ -120,6 +115,8 @@ class Link:
                 if isinstance(error, BackendUnavailable):
                     tell(loop, live.lose, str(error))  # libvirt does as well, a moment later
                 raise error from exc
+            except OSError as exc:  # a file of ours
+                raise MachineryError(f"{about}: {exc}") from exc
 
         return self._threads.submit(work)
 

@@ -141,6 +141,15 @@ def screenshot(domain: libvirt.virDomain) -> bytes:
     return bytes(picture)
 
 
+def write(path: Path, content: bytes) -> None:
+    """Write a file; nothing is left of it after a failure."""
+    try:
+        path.write_bytes(content)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def dump_memory(domain: libvirt.virDomain, path: Path, kind: int) -> None:
     """Write the physical memory to a new file of ours; nothing is left there after a failure."""
     require(domain, *ON)
