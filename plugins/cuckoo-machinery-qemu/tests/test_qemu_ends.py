@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from qemukit import Lab, all_end, family, inside, links, pid_of, rules, started
 
 from conftest import Make
-from cuckoo_api.machinery import BackendUnavailable, MachineState, StateChange
+from cuckoo_api.machinery import BackendUnavailable, BadConfig, MachineState, StateChange
 from cuckoo_api.testing.rig import watching
 from cuckoo_machinery_qemu.backend import QemuBackend
 
@@ -60,7 +61,8 @@ async def test_a_guest_that_shuts_itself_down_is_off_and_not_aborted(backend: Qe
 @pytest.mark.parametrize("lab", ["user"], indirect=True)
 async def test_a_qemu_that_hangs_up_is_ended(backend: QemuBackend) -> None:
     async with started(backend):
-        process = backend._running["one"]
+        process = backend._machines["one"].process
+        assert process is not None
         # as one in a guest's hands may do: the process lives, its monitor does not answer
         await process.monitor._client.disconnect()
         with all_end([process.pid]):
@@ -150,3 +152,34 @@ async def test_close_leaves_nothing(lab: Lab, make: Make) -> None:
             await backend.close()
     assert links() == before
     assert rules() == ""
+
+
+@pytest.mark.parametrize("lab", ["user"], indirect=True)
+async def test_a_machine_that_cannot_be_keeps_no_other_from_running(
+    lab: Lab, tmp_path: Path
+) -> None:
+    config = lab.config(lab.state_dir(tmp_path / "state"))
+    one, two = config.machines
+    image = tmp_path / "later.qcow2"
+    broken = replace(two, options={**two.options, "image": str(image)})
+    evil = replace(two, label="../evil")
+    backend = QemuBackend(replace(config, machines=(one, broken, evil)))
+    await backend.open()
+    try:
+        assert await backend.labels() == ["one", "two", "../evil"]
+        facts = [await backend.inspect(label) for label in await backend.labels()]
+        assert [f.snapshots for f in facts] == [("clean",), ("clean",), ()]
+        assert [f.faults for f in facts[:2]] == [
+            (),
+            (f"two: image = {image} is not there; run 'cuckoo guest build'",),
+        ]
+        assert "allowed: up to 64 letters" in facts[2].faults[0]
+        for label in ("two", "../evil"):
+            with pytest.raises(BadConfig):
+                await backend.restore_and_start(label, "")
+        async with started(backend):
+            pass
+        image.symlink_to(two.options["image"])
+        assert "taken with another image" in (await backend.inspect("two")).faults[0]
+    finally:
+        await backend.close()

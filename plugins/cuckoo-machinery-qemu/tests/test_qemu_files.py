@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from cuckoo_api.machinery import BackendUnavailable, BadConfig, SnapshotNotFound
-from cuckoo_machinery_qemu.backend import _end_leftover
 from cuckoo_machinery_qemu.files import MachineFiles, copy, place, take_over
 
 FITS = {"qemu": "7.2", "accelerator": "tcg"}
@@ -140,7 +139,7 @@ Program = Callable[[str], subprocess.Popen[bytes]]
 
 def test_a_qemu_that_an_earlier_server_left_is_ended(files: MachineFiles, program: Program) -> None:
     left = program("cuckoo-one")
-    _end_leftover(files)
+    files.end_leftover()
     assert left.wait(10) == -9
     assert not files.run.exists()
     assert not files.pidfile.exists()
@@ -150,12 +149,12 @@ def test_a_stranger_who_got_the_process_id_is_left_alone(
     files: MachineFiles, program: Program
 ) -> None:
     stranger = program("cuckoo-two")
-    _end_leftover(files)
+    files.end_leftover()
     assert stranger.poll() is None
     assert not files.run.exists()
     files.root.mkdir(exist_ok=True)
     files.pidfile.write_text("nonsense")
-    _end_leftover(files)
+    files.end_leftover()
     assert not files.pidfile.exists()
 
 

@@ -150,8 +150,8 @@ def forged(own: bytes, other: bytes) -> dict[bytes, bytes]:
 
 @pytest.mark.parametrize("lab", ["bridge"], indirect=True)
 async def test_a_guest_speaks_as_itself_only(backend: QemuBackend, lab: Lab) -> None:
-    taps = {label: spec.tap for label, spec in backend._specs.items()}
-    own, other = (mac(backend._specs[label].mac) for label in ADDRESSES)
+    taps = {label: m.place.tap for label, m in backend._machines.items()}
+    own, other = (mac(backend._machines[label].place.mac) for label in ADDRESSES)
     frames = forged(own, other)
     honest = frame(own, 0x0800, datagram(ADDRESSES["one"], GATEWAY, b"honest"))
     toward_two = frame(own, 0x0800, datagram(ADDRESSES["one"], ADDRESSES["two"], b"to-two"), other)

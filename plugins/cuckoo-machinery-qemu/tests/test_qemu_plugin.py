@@ -44,7 +44,12 @@ def test_the_configuration_file_shows_every_option_with_its_default() -> None:
     shown.read_string(registered().default_conf)
     assert shown.sections() == ["qemu"]
     declared = {option.name: option.default for option in registered().options}
-    assert dict(shown["qemu"]) == declared | {"machines": "", "interface": "qemubr"}
+    assert dict(shown["qemu"]) == {
+        **declared,
+        "machines": "",
+        "interface": "qemubr",
+        "max_vmstartup_count": "0",
+    }
 
 
 def test_every_option_is_explained_and_its_default_allowed() -> None:

@@ -17,14 +17,14 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 from cuckoo_api.machinery import BackendUnavailable, BadConfig, GuestAddress, Service
-from cuckoo_machinery_qemu.spec import MachineSpec
+from cuckoo_machinery_qemu.spec import Place
 
 AGENT_PORT = 8000
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
 
 
-def firewall(bridge: str, machines: Iterable[MachineSpec], services: Iterable[Service]) -> str:
+def firewall(bridge: str, machines: Iterable[Place], services: Iterable[Service]) -> str:
     """The nftables rules, as text for ``nft -f``; they replace an older table of the same name."""
     lines = []
     for service in services:
@@ -76,9 +76,7 @@ class BridgeNetwork:
 
     kind = "bridge"
 
-    def __init__(
-        self, bridge: str, machines: Sequence[MachineSpec], services: Sequence[Service]
-    ) -> None:
+    def __init__(self, bridge: str, machines: Sequence[Place], services: Sequence[Service]) -> None:
         if not bridge.isascii() or not 0 < len(bridge) <= 15 or not bridge.isalnum():
             raise BadConfig(
                 f"interface = {bridge!r}; allowed: 1 to 15 letters and digits, such as qemubr"
@@ -117,27 +115,27 @@ class BridgeNetwork:
             with contextlib.suppress(BackendUnavailable):
                 await _run(*command)
 
-    def guest_addresses(self, spec: MachineSpec) -> tuple[str, str]:
+    def guest_addresses(self, place: Place) -> tuple[str, str]:
         """The guest's own address and its gateway's."""
-        return spec.ip, spec.gateway
+        return place.ip, place.gateway
 
-    def address(self, spec: MachineSpec, port: int) -> GuestAddress:
+    def address(self, place: Place, port: int) -> GuestAddress:
         """The guest is at its own address."""
-        return GuestAddress(f"{spec.ip}:{AGENT_PORT}", spec.gateway, port)
+        return GuestAddress(f"{place.ip}:{AGENT_PORT}", place.gateway, port)
 
     @contextlib.asynccontextmanager
-    async def connect(self, spec: MachineSpec) -> AsyncIterator[tuple[str, list[int]]]:
+    async def connect(self, place: Place) -> AsyncIterator[tuple[str, list[int]]]:
         """QEMU's ``-netdev`` and the tap's descriptor, which QEMU inherits and we then close."""
-        tap = _open_tun(spec)
+        tap = _open_tun(place)
         # making and ending a tap waits for the kernel's one lock on all networks: in threads
-        attached = asyncio.create_task(asyncio.to_thread(_attach, tap, spec))
+        attached = asyncio.create_task(asyncio.to_thread(_attach, tap, place))
         try:
             await asyncio.shield(attached)
             await _run(
                 "ip", "-batch", "-",
-                stdin=f"link set dev {spec.tap} master {self._bridge}\n"
-                f"link set dev {spec.tap} type bridge_slave isolated on\n"
-                f"link set dev {spec.tap} up\n",
+                stdin=f"link set dev {place.tap} master {self._bridge}\n"
+                f"link set dev {place.tap} type bridge_slave isolated on\n"
+                f"link set dev {place.tap} up\n",
             )  # fmt: skip
             yield f"tap,id=net0,fd={tap},vhost=off", [tap]
         finally:
@@ -149,23 +147,23 @@ def _mac(bridge: str) -> str:
     return "02:" + hashlib.sha256(bridge.encode()).digest()[:5].hex(":")
 
 
-def _open_tun(spec: MachineSpec) -> int:
+def _open_tun(place: Place) -> int:
     """A descriptor that can become a tap. Raises BackendUnavailable."""
     try:
         return os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
-        raise BackendUnavailable(f"{spec.label}: no tap {spec.tap}: {exc}") from exc
+        raise BackendUnavailable(f"{place.label}: no tap {place.tap}: {exc}") from exc
 
 
-def _attach(tap: int, spec: MachineSpec) -> None:
+def _attach(tap: int, place: Place) -> None:
     """Make it the machine's tap, which goes when its last descriptor is closed."""
     # no IFF_VNET_HDR: QEMU before 8.0 writes that header into its captures, and with offloads
     # on they would hold segments that were never on a wire
-    request = struct.pack("16sH22x", spec.tap.encode(), _IFF_TAP | _IFF_NO_PI)
+    request = struct.pack("16sH22x", place.tap.encode(), _IFF_TAP | _IFF_NO_PI)
     try:
         fcntl.ioctl(tap, _TUNSETIFF, request)
     except OSError as exc:
-        raise BackendUnavailable(f"{spec.label}: no tap {spec.tap}: {exc}") from exc
+        raise BackendUnavailable(f"{place.label}: no tap {place.tap}: {exc}") from exc
 
 
 async def _close(tap: int, attached: asyncio.Task[None]) -> None:

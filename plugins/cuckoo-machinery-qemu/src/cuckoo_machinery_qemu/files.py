@@ -8,17 +8,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
 import os
 import re
 import shutil
+import signal
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+import structlog
+
 from cuckoo_api.machinery import BackendUnavailable, BadConfig, SnapshotNotFound
+from cuckoo_machinery_qemu.spec import MachineSpec
+
+log = structlog.get_logger()
 
 SNAPSHOT_TAG = "live"
 STATE_SIZE = 1 << 40
@@ -78,6 +86,21 @@ class MachineFiles:
         shutil.rmtree(self.run, ignore_errors=True)
         self.pidfile.unlink(missing_ok=True)
 
+    def end_leftover(self) -> None:
+        """Kill a QEMU of an earlier process that runs against all odds; remove its files."""
+        try:
+            pid = int(self.pidfile.read_text())
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            where = Path(f"/proc/{pid}/cwd").readlink()
+        except (OSError, ValueError):
+            pass
+        else:
+            if f"cuckoo-{self.root.name}".encode() in words and where == self.run.resolve():
+                log.warning("qemu.leftover", pid=pid, label=self.root.name)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.remove_run()
+
     def keep(self, name: str, identity: Mapping[str, str]) -> None:
         """Make the ended run's overlay and state the snapshot, replacing an older one."""
         final = self.snapshot(name)
@@ -92,6 +115,32 @@ class MachineFiles:
         (beside / "meta.json").write_text(json.dumps(dict(identity)))
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
+
+
+def furnish(spec: MachineSpec, run: Path, snapshot: Path | None) -> MachineSpec:
+    """Put the kernel, and the snapshot's memory, into the run folder; the spec that names them.
+
+    The memory is a private copy: loading writes to it, and a QEMU in a guest's hands must not
+    be able to change what the next analysis starts from.
+    """
+    for source, name in ((spec.kernel, "kernel"), (spec.initrd, "initrd")):
+        if source is not None:
+            place(source, run / name)
+    if snapshot is not None:
+        copy(snapshot / "state.qcow2", run / "state.qcow2")
+    return dataclasses.replace(
+        spec,
+        kernel=spec.kernel and Path("kernel"),
+        initrd=spec.initrd and Path("initrd"),
+    )
+
+
+def give_to(run: Path, uid: int) -> None:
+    """Let a run folder, with what is in it, be a user's."""
+    for path in run.iterdir():
+        if path.stat().st_nlink == 1:  # a hard link is somebody else's file
+            os.chown(path, uid, uid)
+    os.chown(run, uid, uid)
 
 
 def place(source: Path, target: Path) -> None:

@@ -23,23 +23,13 @@ CONSOLE_SIZE = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class MachineSpec:
-    """One machine, as QEMU needs to know it."""
+class Place:
+    """One machine's place among the others, as the network needs to know it."""
 
     label: str
     index: int
     ip: str
     gateway: str
-    program: Path
-    machine: str
-    image: Path
-    image_format: str
-    kernel: Path | None
-    initrd: Path | None
-    append: str
-    memory: int
-    """MiB."""
-    cpus: int
 
     @property
     def mac(self) -> str:
@@ -51,6 +41,22 @@ class MachineSpec:
     def tap(self) -> str:
         """The tap's name in bridge mode, at most 15 characters."""
         return "ck" + hashlib.sha256(self.label.encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec(Place):
+    """One machine, as QEMU needs to know it."""
+
+    program: Path
+    machine: str
+    image: Path
+    image_format: str
+    kernel: Path | None
+    initrd: Path | None
+    append: str
+    memory: int
+    """MiB."""
+    cpus: int
 
     def identity(self, *, accel: str, network: str, version: str) -> dict[str, str]:
         """What must be as it was for a live snapshot to fit."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cuckoo_api.machinery import BadConfig, GuestAddress, Service
 from cuckoo_machinery_qemu.bridge import AGENT_PORT
-from cuckoo_machinery_qemu.spec import MachineSpec
+from cuckoo_machinery_qemu.spec import Place
 
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _NAMESPACES = "/proc/sys/kernel/unprivileged_userns_clone"
@@ -31,7 +31,7 @@ class UserNetwork:
 
     def __init__(
         self,
-        machines: Sequence[MachineSpec],
+        machines: Sequence[Place],
         services: Sequence[Service],
         uid_base: int,
         note: Path,
@@ -61,11 +61,11 @@ class UserNetwork:
     def _furnish(self, folder: Path) -> None:
         self._note.symlink_to(folder)
         folder.chmod(0o711)
-        for spec in self._machines:
-            own = folder / str(spec.index)
+        for place in self._machines:
+            own = folder / str(place.index)
             own.mkdir(mode=0o700)
             if os.geteuid() == 0:
-                os.chown(own, self._uid_base + spec.index, self._uid_base + spec.index)
+                os.chown(own, self._uid_base + place.index, self._uid_base + place.index)
 
     async def close(self) -> None:
         """Remove the sockets. Raises nothing."""
@@ -79,20 +79,20 @@ class UserNetwork:
             shutil.rmtree(self._note.readlink(), ignore_errors=True)
             self._note.unlink()
 
-    def guest_addresses(self, spec: MachineSpec) -> tuple[str, str]:
+    def guest_addresses(self, place: Place) -> tuple[str, str]:
         """The configured ones, as on a bridge: QEMU's user-mode network takes any."""
-        return spec.ip, spec.gateway
+        return place.ip, place.gateway
 
-    def address(self, spec: MachineSpec, port: int) -> GuestAddress:
+    def address(self, place: Place, port: int) -> GuestAddress:
         """The agent behind a socket, and a socket for each service."""
         return GuestAddress(
-            f"unix:{self._socket(spec, 'agent')}",
-            spec.gateway,
+            f"unix:{self._socket(place, 'agent')}",
+            place.gateway,
             port,
-            {service.name: self._socket(spec, service.name) for service in self._services},
+            {service.name: self._socket(place, service.name) for service in self._services},
         )
 
-    def launcher(self, spec: MachineSpec) -> list[str]:
+    def launcher(self, place: Place) -> list[str]:
         """The words before QEMU's own: a namespace, a relay in it, then QEMU in our place."""
         # as text: an unprivileged user id may not be able to read where we are installed
         program = Path(__file__).with_name("relay.py").read_text(encoding="utf-8")
@@ -102,19 +102,19 @@ class UserNetwork:
         return [
             *("unshare", "--user", "--map-root-user", "--net", "--"),
             *(python, "-I", "-S", "-c", program, str(os.getpid())),
-            f"agent={self._socket(spec, 'agent')}:{AGENT_PORT}",
-            *(f"{s.protocol}={self._socket(spec, s.name)}:{s.port}" for s in self._services),
+            f"agent={self._socket(place, 'agent')}:{AGENT_PORT}",
+            *(f"{s.protocol}={self._socket(place, s.name)}:{s.port}" for s in self._services),
             "--",
         ]
 
     @contextlib.asynccontextmanager
-    async def connect(self, spec: MachineSpec) -> AsyncIterator[tuple[str, list[int]]]:
+    async def connect(self, place: Place) -> AsyncIterator[tuple[str, list[int]]]:
         """QEMU's ``-netdev``; it needs no descriptor."""
-        agent = f"tcp:127.0.0.1:{AGENT_PORT}-{spec.ip}:{AGENT_PORT}"
-        subnet = f"net={spec.gateway}/24,host={spec.gateway}"
+        agent = f"tcp:127.0.0.1:{AGENT_PORT}-{place.ip}:{AGENT_PORT}"
+        subnet = f"net={place.gateway}/24,host={place.gateway}"
         yield f"user,id=net0,ipv6=off,{subnet},hostfwd={agent}", []
 
-    def _socket(self, spec: MachineSpec, service: str) -> Path:
+    def _socket(self, place: Place, service: str) -> Path:
         if self._folder is None:
-            raise BadConfig(f"{spec.label}: the network is not open")
-        return self._folder / str(spec.index) / service
+            raise BadConfig(f"{place.label}: the network is not open")
+        return self._folder / str(place.index) / service
