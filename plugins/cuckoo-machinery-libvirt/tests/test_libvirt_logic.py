@@ -319,6 +319,13 @@ async def test_a_uri_that_can_never_work_is_a_fault_of_the_configuration(
     await made.close()
 
 
+@pytest.mark.parametrize("dsn", ["esx://root:hunter2@[host/"])
+def test_a_dsn_that_is_no_uri_is_refused_without_showing_it(dsn: str, tmp_path: Path) -> None:
+    with pytest.raises(BadConfig) as caught:
+        LibvirtBackend(config(tmp_path, dsn))
+    assert "hunter" not in "".join(traceback.format_exception(caught.value))
+
+
 async def test_a_daemon_that_accepts_and_never_answers_does_not_hold_us() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]

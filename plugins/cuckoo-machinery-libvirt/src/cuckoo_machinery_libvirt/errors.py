@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import libvirt
 
@@ -33,7 +33,6 @@ _KINDS: dict[int, type[MachineryError]] = {
 _NEVER = {libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_CONF_SYNTAX}
 """What no retry of a connection mends: libvirt does not know such a URI."""
 
-
 _SECRET = re.compile("pass|pwd|secret|token", re.IGNORECASE)
 
 
@@ -41,8 +40,12 @@ class Uri:
     """A libvirt URI that shows itself without the credentials that may stand in it."""
 
     def __init__(self, text: str) -> None:
+        """Raises BadConfig for what is no URI at all."""
         self.text = text
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError:
+            raise BadConfig("[kvm] dsn is no URI; set it to one of libvirt's") from None
         where = parts.netloc.rpartition("@")[2]
         self.shown = f"{parts.scheme}://{where}{parts.path}"
         self.local = not where and parts.scheme.partition("+")[2] in ("", "unix")
@@ -50,7 +53,7 @@ class Uri:
         secrets = [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
         if password:
             secrets += [user, password]
-        forms = {form for secret in secrets for form in (secret, unquote(secret)) if form}
+        forms = {form for s in secrets for form in (s, unquote(s), quote(s, safe="")) if form}
         self._secrets = sorted(forms, key=len, reverse=True)
 
     def __repr__(self) -> str:
