@@ -13,8 +13,8 @@ from bench.server import Server, real_server
 
 pytestmark = pytest.mark.slow
 
-CLIENTS = 48
-SIZE = 4 << 20
+CLIENTS = 40
+SIZE = 3 << 20
 FOR_ALL = 48
 """MiB that the server may grow by for what it makes once: threads, libmagic's data and buffers."""
 TASKS = 30_000
