@@ -17,6 +17,7 @@ from cuckoo_api.machinery import (
     WrongState,
 )
 from cuckoo_machinery_vsphere.backend import VsphereBackend
+from cuckoo_machinery_vsphere.operations import refuse_unreachable
 
 
 def folder(admin: Admin, name: str) -> Any:
@@ -200,6 +201,11 @@ async def test_a_machine_that_waits_for_an_answer_is_told_with_the_question(
     assert (await backend.inspect(ONE)).faults == (
         "it waits for an answer to: Did you move it, or copy it? (answer it in vSphere)",
     )
+
+
+def test_a_machine_that_the_user_may_not_read_is_told_as_such() -> None:
+    with pytest.raises(BackendUnavailable, match=f"{ONE}: vSphere does not tell its state"):
+        refuse_unreachable(ONE, {"name": ONE})
 
 
 async def test_a_machine_whose_host_is_away_is_not_taken_for_one_that_is_off(

@@ -170,12 +170,14 @@ async def test_a_start_that_was_given_up_sends_nothing_after_the_power_off(
 ) -> None:
     site.admin.snapshot(ONE, "off", running=False)
     site.simulator.calls()
-    site.simulator.order("delay", millis=500)
+    site.simulator.order("delay", millis=1500)
     starting = asyncio.create_task(backend.restore_and_start(ONE, "off"))
     while not site.simulator.calls().get("RevertToSnapshot_Task"):
         await asyncio.sleep(0.01)
     starting.cancel()
     await backend.power_off(ONE)
+    # the revert was still under way, and could have had the machine run after this
+    assert {task.info.state for task in site.admin.content.taskManager.recentTask} == {"success"}
     await backend.close()
     assert "PowerOnVM_Task" not in site.simulator.calls()
     assert site.admin.machine(ONE).runtime.powerState == "poweredOff"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 
+import pytest
 from vspherekit import Make, Simulate
 
 from cuckoo_api.machinery import MachineState
@@ -16,7 +17,11 @@ PAGES = math.ceil((MACHINES + 10) / PAGE)
 """Answers for all machines, and the few folders around them."""
 
 
-async def test_a_thousand_machines(make: Make, simulate: Simulate) -> None:
+async def test_a_thousand_machines(
+    make: Make, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it is the calls that are counted: a busy machine, which runs the server too, may take longer
+    monkeypatch.setattr("cuckoo_machinery_vsphere.backend.PROMPT", 30)
     site = simulate("-machines", str(MACHINES))
     labels = [f"DC0_H0_VM{number}" for number in range(MACHINES)]
     site.simulator.calls()
@@ -34,7 +39,7 @@ async def test_a_thousand_machines(make: Make, simulate: Simulate) -> None:
         assert calls() <= PAGES
         facts = await asyncio.gather(*(backend.inspect(label) for label in labels))
         assert len({fact.uuid for fact in facts}) == MACHINES
-        assert calls() <= 2 * PAGES
+        assert calls() <= PAGES
         async with watching(backend) as events:
             for label in labels:
                 assert (await asyncio.wait_for(events.get(), 20)).label == label

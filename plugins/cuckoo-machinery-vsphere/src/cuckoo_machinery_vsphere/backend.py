@@ -51,7 +51,7 @@ PROMPT = 4.5
 """Seconds for what the contract wants within 5."""
 CLOSE_TIMEOUT = 5.0
 """Seconds for orders to be given up, and a temporary snapshot to be removed."""
-LOGOUT_TIMEOUT = 2.0
+GOODBYE_TIMEOUT = 2.0
 STATES = {
     ON: MachineState.RUNNING,
     OFF: MachineState.POWEROFF,
@@ -107,31 +107,28 @@ class VsphereBackend(MachineryBackend):
             await asyncio.wait(futures, timeout=CLOSE_TIMEOUT)
         session, self._opened = self._opened, None
         if session is not None:
-            logout = asyncio.get_running_loop().run_in_executor(self._calls, session.close)
-            await asyncio.wait({logout}, timeout=LOGOUT_TIMEOUT)
+            await self._briefly(session.close)
         for batch in (self._glances, self._facts, self._inventories):
             batch.close()
         self._calls.shutdown(wait=False, cancel_futures=True)
         self._orders.shutdown(wait=False, cancel_futures=True)
+
+    async def _briefly(self, goodbye: Callable[[], None]) -> None:
+        """Say it to the server, which may not be listening any more."""
+        said = asyncio.get_running_loop().run_in_executor(self._calls, goodbye)
+        await asyncio.wait({said}, timeout=GOODBYE_TIMEOUT)
 
     async def labels(self) -> list[str]:
         inventory = await self._within(PROMPT, self._refreshed())
         return inventory.labels(machine.label for machine in self.config.machines)
 
     async def state(self, label: str) -> MachineState:
-        _, has = await self._within(PROMPT, self._glance(label))
+        _, has = await self._within(PROMPT, self._found(label, self._glances))
         refuse_unreachable(label, has)
         return STATES[has["runtime.powerState"]]
 
     async def inspect(self, label: str) -> MachineFacts:
-        async def inspect() -> MachineFacts:
-            entry, _ = await self._glance(label)
-            has = await self._facts.get(entry.key)
-            if has is None:
-                raise MachineNotFound(f"vSphere has no machine {label!r} any more")
-            return facts_of(entry, has)
-
-        return await self._within(PROMPT, inspect())
+        return facts_of(*await self._within(PROMPT, self._found(label, self._facts)))
 
     # -- orders ---------------------------------------------------------------------------------
 
@@ -171,7 +168,7 @@ class VsphereBackend(MachineryBackend):
         before it give up. So does a cancel. A thread cannot be stopped, but one that was told to
         give up sends nothing more, and what comes after it waits until it has ended.
         """
-        entry, _ = await self._glance(label)
+        entry, _ = await self._found(label, self._glances)
         others = self._under_way[entry.key]
         machine = Machine(self._session, label, entry, Order(first=first))
         if first:
@@ -235,7 +232,8 @@ class VsphereBackend(MachineryBackend):
         """What a machine does by what the stream has told so far."""
         try:
             power, connection = states.get(self._inventory.find(label).key, ("", ""))
-            refuse_unreachable(label, {"runtime.connectionState": connection or "unknown"})
+            has = {"runtime.powerState": power, "runtime.connectionState": connection}
+            refuse_unreachable(label, has)
         except MachineryError as exc:
             return StateChange(label, MachineState.UNREACHABLE, str(exc))
         return StateChange(label, STATES[power])
@@ -244,7 +242,7 @@ class VsphereBackend(MachineryBackend):
         updates = self._streams.pop(stream, None)
         if updates is not None:
             updates.put_nowait(None)
-            await asyncio.get_running_loop().run_in_executor(self._calls, stream.stop)
+            await self._briefly(stream.stop)
 
     # -- asking ---------------------------------------------------------------------------------
 
@@ -254,16 +252,16 @@ class VsphereBackend(MachineryBackend):
             raise BackendUnavailable(f"{self.config.name}: the backend is not open")
         return self._opened
 
-    async def _glance(self, label: str) -> tuple[Entry, Properties]:
-        """A machine and what it does now. One that is no longer called so is looked for anew."""
+    async def _found(self, label: str, about: Batch[Properties]) -> tuple[Entry, Properties]:
+        """A machine, and something about it. One that is no longer called so is looked for anew."""
         try:
             entry = self._inventory.find(label)
         except MachineNotFound:
             entry = (await self._refreshed()).find(label)
-        has = await self._glances.get(entry.key)
-        if has is None or has["name"] != entry.name:
+        has = await about.get(entry.key)
+        if has is None or has.get("name") != entry.name:
             entry = (await self._refreshed()).find(label)
-            has = await self._glances.get(entry.key)
+            has = await about.get(entry.key)
         if has is None:
             raise MachineNotFound(f"vSphere has no machine {label!r} any more")
         return entry, has

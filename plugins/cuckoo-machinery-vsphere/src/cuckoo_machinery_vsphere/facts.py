@@ -12,6 +12,7 @@ FACTS = [
     "config.guestId",
     "config.instanceUuid",
     "guest.ipAddress",
+    "name",
     "runtime.connectionState",
     "runtime.question",
     "snapshot",

@@ -6,6 +6,7 @@ ended and a connection which is closed, so that the order itself is sent once.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections import deque
@@ -26,7 +27,7 @@ from cuckoo_api.machinery import (
     WrongState,
 )
 from cuckoo_machinery_vsphere.datastore import download
-from cuckoo_machinery_vsphere.faults import LOST, words
+from cuckoo_machinery_vsphere.faults import LOST, Cancelled, words
 from cuckoo_machinery_vsphere.inventory import Entry, Properties, read_machines
 from cuckoo_machinery_vsphere.session import Login, Session, key_of
 from cuckoo_machinery_vsphere.tasks import Order, finish
@@ -149,12 +150,27 @@ class Machine:
         seconds = self.session.server.task_timeout
         try:
             return finish(self.session, task, f"{self.label}: {what}", seconds, order or self.order)
+        except Cancelled:
+            self._see_off(task)
+            raise
         except OperationTimedOut as exc:
             question = self.look().get("runtime.question")
             if question is None:
                 raise
             text = " ".join(question.text.split())
             raise OperationTimedOut(f"{exc}; vSphere waits for an answer to: {text}") from exc
+
+    def _see_off(self, task: Any) -> None:
+        """Wait for the end of a task that nobody wants any more.
+
+        A machine whose power-on is under way still looks off: the power-off that comes next would
+        be content with that.
+        """
+        key, seconds = key_of(task), self.session.server.task_timeout
+        with contextlib.suppress(vmodl.MethodFault, *LOST):  # few tasks can be cancelled
+            self.session.act(lambda login: login.bind(vim.Task, key).CancelTask())
+        with contextlib.suppress(MachineryError, vmodl.MethodFault, *LOST):
+            finish(self.session, task, "the rest of a task", seconds, Order())
 
     def restore_and_start(self, snapshot: str) -> None:
         """Revert, and see to it that it runs: a snapshot may have been taken of a machine off."""
@@ -197,10 +213,8 @@ class Machine:
     def _wait_for_other(self, fault: vim.fault.TaskInProgress, seconds: float) -> None:
         if seconds <= 0 or fault.task is None:
             raise fault
-        try:
+        with contextlib.suppress(vmodl.MethodFault):  # how it ended is not this order's business
             finish(self.session, fault.task, f"{self.label}: another task", seconds, self.order)
-        except vmodl.MethodFault:
-            pass  # how it ended is not this order's business
 
     def _switch_off(self) -> None:
         if self.power() == OFF:
@@ -279,10 +293,8 @@ class Machine:
         order = Order()  # not to be given up
         try:
             if making is not None:
-                try:
+                with contextlib.suppress(vmodl.MethodFault):  # nothing came of it
                     finish(self.session, making, "its snapshot", TIDY_TIMEOUT, order)
-                except vmodl.MethodFault:
-                    pass  # nothing came of it
             for node in Snapshots.of(self.look()).temporary:
                 if node.name == name:
                     self._remove(node.key, order)
@@ -332,7 +344,9 @@ def kept_disks(has: Properties) -> Iterator[str]:
 
 
 def refuse_unreachable(label: str, has: Properties) -> None:
-    """BackendUnavailable where the server has lost the machine, or the host that it runs on."""
+    """BackendUnavailable where the server has lost the machine, its host, or does not tell."""
+    if not has.get("runtime.powerState"):
+        raise BackendUnavailable(f"{label}: vSphere does not tell its state; may the user read it?")
     connection = has.get("runtime.connectionState", "connected")
     if connection != "connected":
         raise BackendUnavailable(f"{label} cannot be reached by vSphere: it is {connection}")
