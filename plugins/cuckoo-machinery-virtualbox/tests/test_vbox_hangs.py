@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -116,6 +117,36 @@ async def test_a_power_off_ends_a_start_that_is_under_way(
     with pytest.raises(WrongState, match="one: it was powered off while it started"):
         await starting
     assert running(standin.machines["one"].uuid) == []
+
+
+async def test_a_start_that_is_given_up_is_not_carried_out_later(
+    standin: StandIn, tmp_path: Path
+) -> None:
+    ordered, carried_out = threading.Event(), threading.Event()
+
+    def slow_start(words: Sequence[str]) -> Answer:
+        if words[0] != "startvm":
+            return standin.answer(words)
+        ordered.set()
+        time.sleep(0.3)  # VBoxSVC is about to do it, whether anybody waits for it or not
+        standin.answer(words)
+        process = standin.machines["one"].process
+        assert process is not None
+        carried_out.set()
+        process.wait()
+        return Answer("", "VBoxManage: error: The virtual machine has terminated unexpectedly\n", 1)
+
+    with Program(tmp_path, slow_start) as program:
+        backend = VirtualBoxBackend(config_for(program.path, tmp_path, "one"))
+        starting = asyncio.create_task(backend.restore_and_start("one", "clean"))
+        await asyncio.to_thread(ordered.wait)
+        starting.cancel()
+        await asyncio.wait({starting})
+        assert starting.cancelled()
+        await backend.power_off("one")
+        await asyncio.to_thread(carried_out.wait)
+        assert await backend.state("one") is MachineState.POWEROFF
+        assert running(standin.machines["one"].uuid) == []
 
 
 async def test_a_machine_whose_process_hangs_still_has_a_state(

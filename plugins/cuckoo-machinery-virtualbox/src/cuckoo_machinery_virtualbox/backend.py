@@ -40,7 +40,7 @@ from cuckoo_machinery_virtualbox.watch import Folders
 OPEN_TIMEOUT = 25.0
 """The first command starts VBoxSVC, which reads every machine's settings."""
 LIST_TIMEOUT = 4.5
-STATE_TIMEOUT = 4.6
+STATE_TIMEOUT = 4.2
 SHOW_TIMEOUT = 1.4
 LOCK_TIMEOUT = 0.5
 """Of these seconds for a machine's state, how many `showvminfo` gets: alone, and in a queue."""
@@ -50,6 +50,8 @@ START_TIMEOUT = 300.0
 """The core has a deadline of its own for a start, and for a dump."""
 DISK_TIMEOUT = 600.0
 POWEROFF_TIMEOUT = 3.0
+GIVE_UP_TIMEOUT = 3.0
+"""Seconds for a start that was given up to come to its end."""
 OFF_PATIENCE = 5.0
 """Seconds for a session to end before its process is killed."""
 OFF_TIMEOUT = 9.0
@@ -139,8 +141,27 @@ class VirtualBoxBackend(MachineryBackend):
             await self._order(
                 machine, "snapshot", machine.uuid, "restore", target.uuid, timeout=DISK_TIMEOUT
             )
+        await self._launch(machine)
+
+    async def _launch(self, machine: Machine) -> None:
+        """Start it. Given up, VBoxSVC would carry the order out all the same, some time later."""
         mode = self.config.options["mode"]
-        await self._order(machine, "startvm", machine.uuid, "--type", mode, timeout=START_TIMEOUT)
+        order = asyncio.create_task(
+            self._order(machine, "startvm", machine.uuid, "--type", mode, timeout=START_TIMEOUT)
+        )
+        try:
+            await asyncio.wait({order})
+        except asyncio.CancelledError:
+            loop = asyncio.get_running_loop()
+            over = loop.time() + GIVE_UP_TIMEOUT
+            while not order.done() and loop.time() < over:
+                # the order ends with the process that it waits for
+                await asyncio.to_thread(kill, machine.uuid)
+                await asyncio.wait({order}, timeout=LOOK_PAUSE)
+            order.cancel()
+            await asyncio.wait({order})
+            raise
+        order.result()
 
     async def power_off(self, label: str) -> None:
         machine = await self._machine(label)
