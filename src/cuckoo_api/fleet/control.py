@@ -352,16 +352,15 @@ class Fleet:
                 async with hypervisor.events() as events:
                     async for change in events:
                         if (slot := slots.get(change.label)) is not None:
-                            await self._upkeep.heard(slot, change)
+                            self._upkeep.heard_event(slot, change)
             except MachineryError as exc:
                 reason = str(exc)
             # a stream that breaks as soon as it has begun must not be begun again every second
             failures = 1 if loop.time() - began > last else failures + 1
             log.warning("machinery.lost", machinery=hypervisor.name, reason=reason)
             for slot in slots.values():
-                await self._upkeep.heard(
-                    slot, StateChange(slot.label, MachineState.UNREACHABLE, reason)
-                )
+                change = StateChange(slot.label, MachineState.UNREACHABLE, reason)
+                self._upkeep.heard_event(slot, change)
             await asyncio.sleep(backoff(first, last, failures))
 
     # -- small things ---------------------------------------------------------------------------

@@ -122,19 +122,31 @@ class Upkeep:
     # -- states ---------------------------------------------------------------------------------
 
     async def heard(self, slot: Slot, change: StateChange) -> None:
-        """Take note of a state, whoever caused it."""
+        """Take note of a state, whoever caused it, and write it down."""
+        if self.note(slot, change):
+            await self._write_down(slot, change.state)
+
+    def heard_event(self, slot: Slot, change: StateChange) -> None:
+        """The same, written in the background: the next event must not wait for a disk."""
+        if self.note(slot, change):
+            self.spawn(self._write_down(slot, change.state))
+
+    def note(self, slot: Slot, change: StateChange) -> bool:
+        """Take note of a state; whether it is another one than before."""
         before, slot.state = slot.state, change.state
         slot.asked_at = asyncio.get_running_loop().time()
         if slot.lease is not None:
             slot.lease.notice(change)
-        if before is change.state:
-            return
-        if before is MachineState.UNREACHABLE:
+        if before is MachineState.UNREACHABLE and before is not change.state:
             slot.retry_now.set()
-        await self.persist(
-            self._store.machines.set_status(slot.label, slot.hypervisor.name, change.state)
-        )
-        if change.state is MachineState.RUNNING and slot.zombie and not slot.taken:
+        return before is not change.state
+
+    async def _write_down(self, slot: Slot, state: MachineState) -> None:
+        if slot.state is not None:  # which may have moved on: the last word is what counts
+            await self.persist(
+                self._store.machines.set_status(slot.label, slot.hypervisor.name, slot.state)
+            )
+        if state is MachineState.RUNNING and slot.zombie and not slot.taken:
             await self.quarantine(slot, "a start that was given up was carried out after all")
             slot.retry_now.set()
         self.changed.set()
