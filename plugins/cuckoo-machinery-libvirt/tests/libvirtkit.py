@@ -169,11 +169,11 @@ class Libvirtd:
         """End everything in the namespaces; return when it is gone."""
         if self._holder is None:
             return
-        [first] = children(self._holder.pid)
-        handle = os.pidfd_open(first)
-        os.kill(first, signal.SIGKILL)
-        select.select([handle], [], [], 10)  # the kernel ends the others before it
-        os.close(handle)
+        for first in children(self._holder.pid):
+            handle = os.pidfd_open(first)
+            os.kill(first, signal.SIGKILL)
+            select.select([handle], [], [], 10)  # the kernel ends the others before it
+            os.close(handle)
         self._holder.wait()
         if self._daemon is not None:
             self._daemon.wait()
