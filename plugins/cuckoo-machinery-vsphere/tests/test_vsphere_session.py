@@ -120,8 +120,7 @@ async def test_an_order_whose_answer_is_lost_is_not_sent_again(
     starting = asyncio.create_task(backend.restore_and_start(ONE, "off"))
     while not site.simulator.calls().get("PowerOnVM_Task"):
         await asyncio.sleep(0.01)
-    await wire.cut()
-    await wire.mend()
+    await wire.drop()
     with pytest.raises(BackendUnavailable):
         await starting
     assert await backend.state(TWO) is OFF

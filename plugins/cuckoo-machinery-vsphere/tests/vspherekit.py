@@ -174,10 +174,14 @@ class Wire:
         if self._server is not None:
             self._server.close()
             self._server = None
+        await self.drop()
+
+    async def drop(self) -> None:
+        """Break all connections; new ones may be made at once."""
         for writer in self._writers:
             writer.transport.abort()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(set(self._tasks))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
