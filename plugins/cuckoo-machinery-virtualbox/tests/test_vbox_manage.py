@@ -139,6 +139,18 @@ def test_without_vboxsvc_virtualbox_is_not_there() -> None:
     assert "(NS_ERROR_FACTORY_NOT_REGISTERED)" in str(error)
 
 
+def test_a_machine_between_two_states_is_in_the_wrong_one() -> None:
+    said = (
+        "VBoxManage: error: Failed to get a console object from the direct session "
+        "(VBOX_E_INVALID_OBJECT_STATE)\n"
+        "VBoxManage: error: Details: code VBOX_E_VM_ERROR (0x80bb0003), component MachineWrap, "
+        "interface IMachine, callee nsISupports\n"
+    )
+    error = failure("VBoxManage x", 1, "", said)
+    assert isinstance(error, WrongState)
+    assert str(error).endswith("(VBOX_E_INVALID_OBJECT_STATE) (VBOX_E_VM_ERROR)")
+
+
 def test_a_failure_without_a_word() -> None:
     assert str(failure("VBoxManage x", 7, "", "")) == "VBoxManage x: exit code 7"
 

@@ -107,10 +107,7 @@ class VirtualBoxBackend(MachineryBackend):
 
     async def close(self) -> None:
         starts = [machine.start for machine in self._machines.values() if machine.start]
-        for start in starts:
-            start.cancel()
-        if starts:
-            await asyncio.wait(starts)
+        await asyncio.gather(*map(_end, starts))
 
     async def labels(self) -> list[str]:
         return names_of(await self._list())
@@ -127,8 +124,7 @@ class VirtualBoxBackend(MachineryBackend):
         try:
             await asyncio.wait({start})
         finally:
-            start.cancel()  # no effect on one that has ended
-            await asyncio.wait({start})
+            await _end(start)
             machine.start = None
         if start.cancelled():
             raise WrongState(f"{label}: it was powered off while it started")
@@ -158,16 +154,14 @@ class VirtualBoxBackend(MachineryBackend):
                 # the order ends with the process that it waits for
                 await asyncio.to_thread(kill, machine.uuid)
                 await asyncio.wait({order}, timeout=LOOK_PAUSE)
-            order.cancel()
-            await asyncio.wait({order})
+            await _end(order)
             raise
         order.result()
 
     async def power_off(self, label: str) -> None:
         machine = await self._machine(label)
         if machine.start is not None:
-            machine.start.cancel()
-            await asyncio.wait({machine.start})
+            await _end(machine.start)
         await self._off(machine)
 
     async def _off(self, machine: Machine) -> None:
@@ -435,3 +429,11 @@ class VirtualBoxBackend(MachineryBackend):
     async def _control(self, label: str, *words: str) -> None:
         machine = await self._machine(label)
         await self._order(machine, "controlvm", machine.uuid, *words)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel what may have ended already, and wait for its end, whatever that is."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # somebody has looked at it

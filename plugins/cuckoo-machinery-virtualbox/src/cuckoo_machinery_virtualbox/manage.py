@@ -32,7 +32,12 @@ _GONE = (
     "COM server is not running",
     "Call to remote object failed",
 )
-_STATE_CODES = {"VBOX_E_INVALID_VM_STATE", "VBOX_E_INVALID_OBJECT_STATE", "E_ACCESSDENIED"}
+_WRONG_STATE = (
+    "VBOX_E_INVALID_VM_STATE",
+    "VBOX_E_INVALID_OBJECT_STATE",
+    "E_ACCESSDENIED",
+    "is not currently running",
+)
 
 
 class VBoxManage:
@@ -99,7 +104,7 @@ def _kind(text: str, code: str) -> type[MachineryError]:
         return MachineNotFound
     if "snapshot named" in text or "does not have any snapshots" in text:
         return SnapshotNotFound
-    if code in _STATE_CODES or "is not currently running" in text:
+    if any(word in f"{text} {code}" for word in _WRONG_STATE):
         return WrongState
     return MachineryError
 
