@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import traceback
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -61,12 +62,18 @@ def backoff(first: float, last: float, failures: int) -> float:
 
 
 async def bounded(
-    call: Coroutine[Any, Any, T], seconds: float, what: str, *, cancel: float = 1
+    call: Coroutine[Any, Any, T],
+    seconds: float,
+    what: str,
+    *,
+    cancel: float = 1,
+    hide: Callable[[str], str] = str,
 ) -> T:
     """The result of a backend's call, or a MachineryError; within ``seconds`` and ``cancel`` more.
 
     A call that does not end when it is cancelled is left behind: one plugin that swallows a
     cancel must not stop the rest. Whatever else escapes a backend becomes a MachineryError.
+    ``hide`` takes out of what is logged what must not be shown.
     """
     task = asyncio.create_task(call, name=what)
     try:
@@ -84,8 +91,13 @@ async def bounded(
     except TimeoutError as exc:
         raise OperationTimedOut(f"{what}: timed out {exc}".rstrip()) from exc
     except (Exception, asyncio.CancelledError) as exc:
-        log.exception("machinery.bug", call=what)
-        raise MachineryError(f"{what}: {type(exc).__name__}: {exc}") from exc
+        raise bug(what, exc, hide) from exc
+
+
+def bug(what: str, exc: BaseException, hide: Callable[[str], str]) -> MachineryError:
+    """Log what no backend may raise; the error to raise in its place."""
+    log.error("machinery.bug", call=what, exception=hide("".join(traceback.format_exception(exc))))
+    return MachineryError(f"{what}: {type(exc).__name__}: {exc}")
 
 
 async def _give_up(task: asyncio.Task[Any], seconds: float) -> None:

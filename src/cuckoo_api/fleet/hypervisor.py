@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import structlog
 
-from cuckoo_api.fleet.deadlines import Deadlines, bounded
+from cuckoo_api.fleet.deadlines import Deadlines, bounded, bug
 from cuckoo_api.machinery import (
     BackendConfig,
     BackendUnavailable,
@@ -22,6 +22,7 @@ from cuckoo_api.machinery import (
     MachineryError,
     MachineryPlugin,
     MachineState,
+    Secret,
     StateChange,
     WrongState,
 )
@@ -34,6 +35,7 @@ OFF = frozenset({MachineState.POWEROFF, MachineState.SAVED, MachineState.ABORTED
 AGENT_PORT = 8000
 NO_LIMIT = 1 << 30
 _POWER_OFF_ATTEMPTS = 2
+_SHORTEST_SECRET = 4
 _LOOKS = 4
 """Inspections under way at once: a server's start has one for each machine."""
 
@@ -58,6 +60,7 @@ class Hypervisor:
         self.deadlines = deadlines
         self.starts = asyncio.Semaphore(max_starts or NO_LIMIT)
         self._looks = asyncio.Semaphore(_LOOKS)
+        self._secrets = _secrets(config)
         self._plugin = plugin
         self._backend: MachineryBackend | None = None
 
@@ -153,8 +156,7 @@ class Hypervisor:
             except MachineryError:
                 raise
             except Exception as exc:
-                log.exception("machinery.bug", call=f"address of {machine.label}")
-                raise MachineryError(f"{self.name}: {type(exc).__name__}: {exc}") from exc
+                raise bug(f"{self.name}: address of {machine.label}", exc, self._hide) from exc
         host = f"[{machine.ip}]" if ":" in machine.ip else machine.ip
         return GuestAddress(
             agent=f"{host}:{AGENT_PORT}",
@@ -178,24 +180,24 @@ class Hypervisor:
     async def _events(
         self, streams: list[AsyncIterator[StateChange]]
     ) -> AsyncGenerator[StateChange, None]:
-        try:
-            streams.append(self.backend.watch())
-            async for change in streams[0]:
-                yield change
-        except MachineryError:
-            raise
-        except Exception as exc:
-            log.exception("machinery.bug", call=f"watch of {self.name}")
-            raise MachineryError(f"{self.name}: {type(exc).__name__}: {exc}") from exc
+        with self._discreet():
+            try:
+                streams.append(self.backend.watch())
+                async for change in streams[0]:
+                    yield change
+            except MachineryError:
+                raise
+            except Exception as exc:
+                raise bug(f"{self.name}: watch", exc, self._hide) from exc
 
     def _make(self) -> MachineryBackend:
-        try:
-            return self._plugin.backend(self.config)
-        except MachineryError:
-            raise
-        except Exception as exc:
-            log.exception("machinery.bug", call=f"{self.name}: making the backend")
-            raise MachineryError(f"{self.name}: {type(exc).__name__}: {exc}") from exc
+        with self._discreet():
+            try:
+                return self._plugin.backend(self.config)
+            except MachineryError:
+                raise
+            except Exception as exc:
+                raise bug(f"{self.name}: making the backend", exc, self._hide) from exc
 
     async def _quietly(self, target: object, method: str) -> None:
         try:
@@ -209,4 +211,30 @@ class Hypervisor:
 
         about = f" of {arguments[0]}" if arguments else ""
         what = f"{self.name}: {method}{about}"
-        return await bounded(call(), seconds, what, cancel=self.deadlines.cancel)
+        with self._discreet():
+            return await bounded(
+                call(), seconds, what, cancel=self.deadlines.cancel, hide=self._hide
+            )
+
+    @contextmanager
+    def _discreet(self) -> Iterator[None]:
+        """Let no error out that holds a password, as a binding's own words may."""
+        try:
+            yield
+        except MachineryError as exc:
+            text = self._hide(str(exc))
+            if text == str(exc):
+                raise
+            raise type(exc)(text) from None  # the cause says it too
+
+    def _hide(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+def _secrets(config: BackendConfig) -> list[str]:
+    """The passwords that a backend was told, but for those too short to be told from a word."""
+    options = [config.options, *(machine.options for machine in config.machines)]
+    values = [value for each in options for value in each.values()]
+    return [str(v) for v in values if isinstance(v, Secret) and len(v) >= _SHORTEST_SECRET]

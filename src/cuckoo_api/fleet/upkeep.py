@@ -129,6 +129,7 @@ class Upkeep:
     def heard_event(self, slot: Slot, change: StateChange) -> None:
         """The same, written in the background: the next event must not wait for a disk."""
         if self.note(slot, change):
+            self.changed.set()  # at once, for the state may not last until it is written
             self.spawn(self._write_down(slot, change.state))
 
     def note(self, slot: Slot, change: StateChange) -> bool:

@@ -479,5 +479,8 @@ class MachineryConformance:
         if rig.has_named_snapshots:
             assert rig.snapshot in facts.snapshots
         assert await within(5, backend.state(label)) is MachineState.POWEROFF
+        for label in rig.labels[1:]:
+            other = await within(5, backend.inspect(label))
+            assert not facts.uuid or other.uuid != facts.uuid, f"{label} is another machine"
         with pytest.raises(MachineNotFound, match=UNKNOWN):
             await within(5, backend.inspect(UNKNOWN))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from cuckoo_api.machinery import (
     BackendUnavailable,
     BadConfig,
     Capability,
+    MachineryError,
     MachineState,
     OperationTimedOut,
+    Secret,
     Service,
     SnapshotNotFound,
     WrongState,
@@ -665,6 +668,24 @@ async def test_what_a_plugin_must_not_raise_is_contained(site) -> None:
         assert isinstance(caught.value.__cause__, KeyError)
         await fleet.release(lease)
         assert "one-name" in names(fleet)
+
+
+@pytest.mark.parametrize("kind", [WrongState, KeyError])
+async def test_a_password_in_what_a_plugin_raises_is_not_shown(
+    site, capsys: pytest.CaptureFixture[str], kind: type[Exception]
+) -> None:
+    settings = site.settings()
+    fake = replace(settings.machinery["fake"], options={"pwd": Secret("s3kret")})
+    trouble = kind("https://root:s3kret@host/sdk refused")
+    site.world.behave("restore_and_start", Failing(trouble))  # type: ignore[arg-type]  # or a bug
+    async with site.fleet(replace(settings, machinery={"fake": fake})) as fleet:
+        lease = await site.lease(fleet)
+        with pytest.raises(MachineryError, match=r"https://root:\*\*\*@host/sdk refused") as caught:
+            await lease.restore_and_start()
+        assert isinstance(caught.value, MachineryError if kind is KeyError else kind)
+        await fleet.release(lease)
+    assert "s3kret" not in "".join(traceback.format_exception(caught.value))
+    assert "s3kret" not in capsys.readouterr().out
 
 
 async def test_an_unreachable_hypervisor_during_a_start_is_said(site) -> None:
