@@ -49,7 +49,7 @@ class Lease:
         self._running = False
         self._may_pause = False
         self._news = asyncio.Event()
-        self._reason = ""
+        self._heard: StateChange | None = None
 
     @property
     def capabilities(self) -> Capability:
@@ -129,7 +129,7 @@ class Lease:
         watched = Capability.WATCH in self.capabilities
         deadlines = self._hypervisor.deadlines
         now = asyncio.get_running_loop().time
-        away_since: float | None = None
+        away_since = stopped_since = None
         while True:
             self._news.clear()
             change, sure = await self._look()
@@ -138,11 +138,16 @@ class Lease:
             patience = None if watched and sure else deadlines.ask
             if change is None or not self._running:
                 away_since = None
-            elif change.state is not MachineState.UNREACHABLE:
-                return change
-            else:
+            elif change.state is MachineState.UNREACHABLE:
                 away_since = now() if away_since is None else away_since
                 patience = min(deadlines.ask, away_since + deadlines.away - now())
+                if patience <= 0:
+                    return change
+            elif not watched or change == self._heard:
+                return change
+            else:  # seen before its event came, which has the reason
+                stopped_since = now() if stopped_since is None else stopped_since
+                patience = stopped_since + deadlines.fresh - now()
                 if patience <= 0:
                     return change
             try:
@@ -156,17 +161,22 @@ class Lease:
         label = self._slot.label
         if not self._running:
             return None, True
+        may_pause = self._may_pause  # the answer may come when the dump has ended
         try:
             state = await self._hypervisor.state(label)
         except OperationTimedOut:
             return None, False
         except MachineryError as exc:
             return StateChange(label, MachineState.UNREACHABLE, str(exc)), True
-        if state is MachineState.RUNNING or (state is MachineState.PAUSED and self._may_pause):
+        if state is MachineState.RUNNING or (
+            state is MachineState.PAUSED and (may_pause or self._may_pause)
+        ):
             return None, True
-        return StateChange(label, state, self._reason), True
+        if self._heard is not None and self._heard.state is state:
+            return self._heard, True
+        return StateChange(label, state), True
 
     def notice(self, change: StateChange) -> None:
         """The fleet heard this about the machine."""
-        self._reason = change.reason
+        self._heard = change
         self._news.set()
