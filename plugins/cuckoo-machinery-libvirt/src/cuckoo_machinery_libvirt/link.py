@@ -26,8 +26,8 @@ answer keepalives either."""
 KEEPALIVE = (3, 2)
 """Seconds between questions, and how many in a row a daemon may leave open."""
 PATIENCE = 3.0
-"""Seconds that a call gives a lost connection to come back: a libvirtd that is restarted takes
-one or two."""
+"""Seconds that calls give a lost connection to come back: a libvirtd that is restarted takes one
+or two. And what an attempt to connect may take."""
 PAUSE = 0.1
 """Seconds between two attempts to connect."""
 CLOSE_TIMEOUT = 2.0
@@ -46,13 +46,16 @@ class Live:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it is lost."""
     why: str = ""
+    lost_at: float = 0
+    """When that was, by the event loop's clock."""
     events: int | None = None
     """libvirt's number for the subscription, None where the hypervisor reports no changes."""
 
     def lose(self, why: str) -> None:
         """It is lost; only the first reason counts."""
-        self.why = self.why or why
-        self.gone.set()
+        if not self.gone.is_set():
+            self.why, self.lost_at = why, asyncio.get_running_loop().time()
+            self.gone.set()
 
 
 class Link:
@@ -144,12 +147,12 @@ class Link:
 
     async def _ready(self) -> Live:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + PATIENCE
         while True:
             try:
-                return await self.connect(max(deadline - loop.time(), PAUSE))
+                return await self.connect(PATIENCE)
             except BackendUnavailable:
-                if self._closed or loop.time() + PAUSE > deadline:
+                lost_at = self._live.lost_at if self._live is not None else 0
+                if self._closed or loop.time() > lost_at + PATIENCE:
                     raise
                 await asyncio.sleep(PAUSE)
 
