@@ -46,10 +46,10 @@ def test_the_demo_shows_what_the_sample_did(
     assert namespace.rules() == ""
 
 
-def test_the_guest_is_proven_by_a_check(
+def test_the_machines_are_proven_by_a_check(
     namespace: Namespace, prepared: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "cuckoo_api", "--cwd", str(prepared), "guest", "check"]
+    command = [sys.executable, "-m", "cuckoo_api", "--cwd", str(prepared), "machines", "check"]
     done = subprocess.run(namespace.inside(*command), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("works") == 2

@@ -29,6 +29,10 @@ from cuckoo_api.settings import Settings
 
 HELD = "a server or another command has the machines: stop it first. It runs"
 """What is said before the working directory and the process id."""
+NO_MACHINE = (
+    "No machine is configured; 'cuckoo guest build' makes one, and 'cuckoo machines discover "
+    "BACKEND' lists those that a hypervisor has."
+)
 
 
 async def show(arguments: argparse.Namespace, cwd: Path) -> int:
@@ -39,10 +43,7 @@ async def show(arguments: argparse.Namespace, cwd: Path) -> int:
         print(json.dumps(machines))
         return 0
     if not machines:
-        console.print(
-            "No machine is configured; 'cuckoo guest build' makes one, and 'cuckoo machines "
-            "discover BACKEND' lists those that a hypervisor has."
-        )
+        console.print(NO_MACHINE)
         return 0
     table = Table("name", "backend", "state", "lock", "snapshot", "last error")
     for machine in machines:
@@ -101,6 +102,8 @@ def _chosen(settings: Settings, names: Sequence[str]) -> dict[str, list[MachineC
     """The machines to check, by machinery; all where none is named."""
     machines = {name: section.machines for name, section in settings.machinery.items()}
     known = [machine.name for section in machines.values() for machine in section]
+    if not known:
+        raise BadInput(NO_MACHINE)
     if strange := sorted(set(names) - set(known)):
         raise BadInput(f"no machine {', '.join(strange)}; there is: {', '.join(known) or 'none'}")
     return {

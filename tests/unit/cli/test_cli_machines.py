@@ -114,6 +114,15 @@ def test_only_the_named_ones_are_touched(cwd: Path, world: FakeHypervisor, typed
     assert err == "cuckoo: no machine four, three; there is: one, two\n"
 
 
+def test_where_nothing_is_configured_nothing_is_proven(
+    cwd: Path, world: FakeHypervisor, typed: Typed
+) -> None:
+    configure(cwd)
+    code, out, err = typed("check")
+    assert (code, out) == (1, "")
+    assert err.startswith("cuckoo: No machine is configured; 'cuckoo guest build' makes one")
+
+
 def test_a_hypervisor_that_is_not_there_fails_its_machines(
     cwd: Path, world: FakeHypervisor, typed: Typed
 ) -> None:
