@@ -6,9 +6,12 @@ import asyncio
 from dataclasses import replace
 
 import psutil
+import pytest
 
 from cuckoo_api.machinery import Capability, OperationTimedOut
 from cuckoo_api.testing.fake import ALL, Failing, FakeHypervisor, Slow, Snapshot
+
+pytestmark = pytest.mark.slow
 
 
 def names(fleet) -> list[str]:
