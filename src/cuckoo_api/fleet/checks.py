@@ -96,6 +96,8 @@ def _of_address(seen: Seen) -> Iterator[str]:
 
 
 def _of_use(facts: MachineFacts, others: Iterable[Seen]) -> Iterator[str]:
+    if not facts.uuid and not facts.ip:
+        return
     for other in others:
         place = _place(other.manager, other.config)
         if facts.uuid and other.facts is not None and facts.uuid == other.facts.uuid:

@@ -116,8 +116,8 @@ class Upkeep:
     def judge(self, slot: Slot) -> None:
         """Say what is wrong with a machine that was looked at, beside those that may be used."""
         if slot.seen is not None:
-            others = (s.seen for s in self._slots.values() if s is not slot and s.faults == ())
-            slot.faults = faults(slot.seen, [seen for seen in others if seen is not None])
+            others = (s for s in self._slots.values() if s is not slot and s.faults == ())
+            slot.faults = faults(slot.seen, (s.seen for s in others if s.seen is not None))
 
     # -- states ---------------------------------------------------------------------------------
 
