@@ -38,7 +38,8 @@ from cuckoo_machinery_virtualbox.processes import end_orphans, kill, running
 from cuckoo_machinery_virtualbox.watch import Folders
 
 OPEN_TIMEOUT = 25.0
-"""The first command starts VBoxSVC, which reads every machine's settings."""
+"""The first command starts VBoxSVC, which reads every machine's settings. It takes 10 s where an
+earlier one is just about to end."""
 LIST_TIMEOUT = 4.5
 STATE_TIMEOUT = 4.2
 SHOW_TIMEOUT = 1.4
@@ -119,7 +120,8 @@ class VirtualBoxBackend(MachineryBackend):
     # -- power ----------------------------------------------------------------------------------
 
     async def restore_and_start(self, label: str, snapshot: str) -> None:
-        machine = await self._machine(label)
+        # the first command for long: VBoxSVC, which ends when nobody uses it, may take its time
+        machine = await self._machine(label, await self._list(OPEN_TIMEOUT))
         start = machine.start = asyncio.create_task(self._start(machine, snapshot))
         try:
             await asyncio.wait({start})
@@ -344,14 +346,14 @@ class VirtualBoxBackend(MachineryBackend):
             await asyncio.to_thread(end_orphans, uuids)
             raise
 
-    async def _list(self) -> list[tuple[str, str]]:
-        return listed(await self._ask("list", "vms", timeout=LIST_TIMEOUT))
+    async def _list(self, timeout: float = LIST_TIMEOUT) -> list[tuple[str, str]]:
+        return listed(await self._ask("list", "vms", timeout=timeout))
 
-    async def _machine(self, label: str) -> Machine:
+    async def _machine(self, label: str, there: list[tuple[str, str]] | None = None) -> Machine:
         """The machine of this name or UUID, asked for once and then known by its UUID."""
         if label in self._machines:
             return self._machines[label]
-        there = await self._list()
+        there = there or await self._list()
         found = [uuid for name, uuid in there if label in (name, uuid)]
         if not found:
             names = ", ".join(names_of(there)) or "none"
