@@ -11,4 +11,5 @@ demo: setup
 
 test:
 	@.ci/setup test
+	@.venv/bin/tox run-parallel --notest --parallel 2
 	@.venv/bin/tox run

@@ -74,7 +74,8 @@ def test_machines_are_read_with_the_plugin_s_keys(tmp_path: Path) -> None:
         tmp_path,
         cuckoo="[resultserver]\nip = 10.0.0.1\nport = 4042\n",
         qemu=(
-            "[qemu]\nmachines = one, two\ninterface = br0\nnetwork = BRIDGE\nmax_vmstartup_count = 2\n"
+            "[qemu]\nmachines = one, two\ninterface = br0\nnetwork = BRIDGE\n"
+            "max_vmstartup_count = 2\n"
             "[one]\nlabel = one-label\nip = 10.0.0.2\ntags = a, b\nimage = /x.qcow2\n"
             "[two]\nip = 10.0.0.3\nplatform = windows\ninterface = br1\n"
             "resultserver_ip = 10.9.9.9\nresultserver_port = 5000\nsnapshot = clean\n"
