@@ -41,6 +41,8 @@ QEMU_USER = {
 """As Debian's libvirt-daemon-system makes it, which would start a libvirtd on the host."""
 
 # The first process reaps what others leave: libvirt waits until the process of a QEMU is gone.
+# /dev/kvm is hidden: where root can open it and QEMU's user cannot, libvirt does not believe what
+# it knows of QEMU, and asks it anew several times before each start.
 HOLD = r"""
 set -e
 mount -t overlay -o "lowerdir=$1/etc:/etc" cuckoo-test /etc
@@ -49,6 +51,7 @@ for folder in etc/libvirt var/lib/libvirt var/cache/libvirt var/log/libvirt run;
     mount --bind "$1/$folder" "/$folder"
 done
 mount -t proc proc /proc
+if [ -e /dev/kvm ]; then touch "$1/kvm"; chmod 600 "$1/kvm"; mount --bind "$1/kvm" /dev/kvm; fi
 echo ready
 exec env --ignore-signal=CHLD sleep infinity
 """
@@ -56,6 +59,7 @@ exec env --ignore-signal=CHLD sleep infinity
 QEMU_CONF = """\
 security_driver = "none"
 cgroup_controllers = []
+namespaces = []
 stdio_handler = "file"
 """
 
