@@ -85,6 +85,7 @@ async def test_a_sample_that_never_ends_is_reported_with_what_there_is(site: Sit
     await site.free()
 
 
+@pytest.mark.slow
 async def test_an_agent_that_a_sample_killed_is_its_own_fault(site: Site) -> None:
     site.add("one", scripts.kills_agent)
     await site.start()
@@ -121,6 +122,7 @@ async def test_a_guest_that_switches_itself_off_is_reported(site: Site) -> None:
     await site.free()
 
 
+@pytest.mark.slow
 async def test_a_guest_that_floods_is_cut_and_reported(site: Site) -> None:
     site.configure("resultserver", upload_max_size=100_000, max_files=20, max_connections=8)
     site.add("one", functools.partial(scripts.floods, size=1 << 20, connections=64))
@@ -135,6 +137,7 @@ async def test_a_guest_that_floods_is_cut_and_reported(site: Site) -> None:
     await site.free()
 
 
+@pytest.mark.slow
 async def test_a_guest_that_sends_garbage_breaks_nothing(site: Site) -> None:
     site.add("one", scripts.garbage)
     await site.start()
@@ -147,6 +150,7 @@ async def test_a_guest_that_sends_garbage_breaks_nothing(site: Site) -> None:
     await site.free()
 
 
+@pytest.mark.slow
 async def test_memory_is_dumped_where_it_is_asked_for(site: Site) -> None:
     site.add("one")
     await site.start()

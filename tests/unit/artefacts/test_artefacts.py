@@ -53,6 +53,7 @@ async def test_an_empty_file_is_a_sample_too(artefacts: Artefacts) -> None:
     assert artefacts.binary(sample.sha256).read_bytes() == b""
 
 
+@pytest.mark.slow
 async def test_a_large_upload_needs_little_memory(artefacts: Artefacts) -> None:
     block = os.urandom(64 << 10)
     tracemalloc.start()

@@ -462,6 +462,7 @@ def test_arguments_are_cut_at_the_right_commas(text: bytes, expected: list[str])
     assert list(arguments("unknown", text).values()) == expected
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60,
     deadline=None,

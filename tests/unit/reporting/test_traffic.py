@@ -458,6 +458,7 @@ def test_what_waits_for_a_lost_segment_is_bounded() -> None:
     assert (got, stream.closed, budget.left) == ([], True, 100)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60,
     deadline=None,
