@@ -66,7 +66,7 @@ async def test_somebody_else_may_be_quicker(backend: VsphereBackend, site: Site)
     assert await backend.state(ONE) is OFF
 
 
-async def test_a_suspended_machine_is_saved_and_can_be_used_again(
+async def test_a_suspended_machine_is_paused_and_can_be_used_again(
     backend: VsphereBackend, site: Site
 ) -> None:
     machine = site.admin.machine(ONE)
@@ -74,11 +74,25 @@ async def test_a_suspended_machine_is_saved_and_can_be_used_again(
         if await backend.state(ONE) is OFF:
             site.admin.done(machine.PowerOn())
         site.admin.done(machine.Suspend())
-        assert await backend.state(ONE) is MachineState.SAVED
+        assert await backend.state(ONE) is MachineState.PAUSED
         with pytest.raises(WrongState, match="suspended, not poweredOn"):
             await backend.reboot(ONE)
         await use
     assert await backend.state(ONE) is RUNNING
+
+
+async def test_a_machine_is_suspended_once_and_goes_on(
+    backend: VsphereBackend, site: Site, tmp_path: Path
+) -> None:
+    await backend.restore_and_start(ONE, SNAPSHOT)
+    await backend.pause(ONE)
+    await backend.pause(ONE)
+    for call in (backend.screenshot, backend.dump_memory):
+        with pytest.raises(WrongState, match="suspended, not poweredOn"):
+            await call(ONE, tmp_path / "nothing")
+    await backend.resume(ONE)
+    assert await backend.state(ONE) is RUNNING
+    assert site.simulator.calls()["SuspendVM_Task"] == 1
 
 
 async def test_a_reset_is_one_order(backend: VsphereBackend, site: Site) -> None:

@@ -42,7 +42,7 @@ async def test_what_an_administrator_does_is_told_at_once_and_costs_no_call(
     change = await asyncio.wait_for(events.get(), 1)
     assert (change.label, change.state) == (TWO, RUNNING)
     site.admin.done(machine.Suspend())
-    await told(events, (TWO, MachineState.SAVED))
+    await told(events, (TWO, MachineState.PAUSED))
     site.admin.done(machine.PowerOff())
     await told(events, (TWO, OFF))
     assert "RetrievePropertiesEx" not in site.simulator.calls()

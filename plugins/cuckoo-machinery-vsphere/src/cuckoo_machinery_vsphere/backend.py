@@ -55,7 +55,7 @@ GOODBYE_TIMEOUT = 2.0
 STATES = {
     ON: MachineState.RUNNING,
     OFF: MachineState.POWEROFF,
-    SUSPENDED: MachineState.SAVED,
+    SUSPENDED: MachineState.PAUSED,
 }
 _GLANCE = ["name", "runtime.powerState", "runtime.connectionState"]
 
@@ -63,12 +63,13 @@ _GLANCE = ["name", "runtime.powerState", "runtime.connectionState"]
 class VsphereBackend(MachineryBackend):
     """vCenter or ESXi.
 
-    PAUSE is not among its capabilities: vSphere's suspension writes the memory to the disk and
-    ends the machine's process. Such a machine is SAVED, and neither screen nor memory can be had.
+    What vSphere has for a pause is its suspension, which writes the memory to the disk and ends
+    the machine's process: neither screen nor memory can be had of a machine meanwhile.
     """
 
     capabilities = (
         Capability.REBOOT
+        | Capability.PAUSE
         | Capability.SNAPSHOT
         | Capability.SCREENSHOT
         | Capability.MEMORY_DUMP
@@ -140,6 +141,12 @@ class VsphereBackend(MachineryBackend):
 
     async def reboot(self, label: str) -> None:
         await self._order(label, Machine.reset)
+
+    async def pause(self, label: str) -> None:
+        await self._order(label, Machine.suspend)
+
+    async def resume(self, label: str) -> None:
+        await self._order(label, Machine.resume)
 
     async def take_snapshot(self, label: str, snapshot: str) -> None:
         await self._order(label, lambda machine: machine.take_snapshot(snapshot))

@@ -229,6 +229,19 @@ class Machine:
         self.running()
         self.perform("reset", lambda login: login.machine(self.entry.key).ResetVM_Task())
 
+    def suspend(self) -> None:
+        """Keep its memory on the disk and its processors still; one that is so already is fine."""
+        if self.power() == SUSPENDED:
+            return
+        self.running()
+        self.perform("suspend", lambda login: login.machine(self.entry.key).SuspendVM_Task())
+
+    def resume(self) -> None:
+        """Let a suspended one go on."""
+        if (power := self.power()) != SUSPENDED:
+            raise WrongState(f"{self.label} is {power}, not {SUSPENDED}")
+        self.perform("resume", lambda login: login.machine(self.entry.key).PowerOnVM_Task())
+
     # -- snapshots ------------------------------------------------------------------------------
 
     def take_snapshot(self, name: str) -> None:
