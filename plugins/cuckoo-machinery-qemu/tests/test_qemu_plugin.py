@@ -12,7 +12,7 @@ from cuckoo_machinery_qemu import plugin as module
 from cuckoo_machinery_qemu.backend import QemuBackend
 
 ROOT = Path(__file__).parents[3]
-OWN_CONF = Path(__file__).parents[1] / "qemu.conf"
+OWN_CONF = Path(__file__).parents[1] / "src/cuckoo_machinery_qemu/qemu.conf"
 
 
 def registered() -> MachineryPlugin:

@@ -14,7 +14,7 @@ from cuckoo_machinery_virtualbox import plugin as module
 from cuckoo_machinery_virtualbox.backend import VirtualBoxBackend
 
 ROOT = Path(__file__).parents[3]
-OWN_CONF = Path(__file__).parents[1] / "virtualbox.conf"
+OWN_CONF = Path(__file__).parents[1] / "src/cuckoo_machinery_virtualbox/virtualbox.conf"
 
 
 def registered() -> MachineryPlugin:

@@ -16,7 +16,7 @@ from cuckoo_machinery_vsphere.backend import VsphereBackend
 from cuckoo_machinery_vsphere.settings import Server, read_server
 
 ROOT = Path(__file__).parents[3]
-OWN_CONF = Path(__file__).parents[1] / "vsphere.conf"
+OWN_CONF = Path(__file__).parents[1] / "src/cuckoo_machinery_vsphere/vsphere.conf"
 
 
 def registered() -> MachineryPlugin:

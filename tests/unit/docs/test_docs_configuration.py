@@ -130,7 +130,7 @@ def test_the_options_of_a_plugin_are_documented(
 def test_the_file_of_a_plugin_that_ships_shows_the_defaults(
     folder: str, name: str, options: tuple[Option, ...], what: str, tmp_path: Path
 ) -> None:
-    text = page(f"plugins/cuckoo-machinery-{folder}/{name}.conf")
+    text = page(f"plugins/cuckoo-machinery-{folder}/src/cuckoo_machinery_{folder}/{name}.conf")
     assert page(f"conf/{name}.conf") == text
     path = tmp_path / f"{name}.conf"
     path.write_text(text)

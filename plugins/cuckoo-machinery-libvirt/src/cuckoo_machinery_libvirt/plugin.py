@@ -24,14 +24,6 @@ OPTIONS = (
 )
 
 
-def _default_conf() -> str:
-    here = Path(__file__).resolve()
-    for folder in (here.parent, here.parents[2]):  # a wheel, a source tree
-        if (folder / "kvm.conf").is_file():
-            return (folder / "kvm.conf").read_text(encoding="utf-8")
-    return "[kvm]\nmachines =\n"
-
-
 def _backend(config: BackendConfig) -> MachineryBackend:
     from cuckoo_machinery_libvirt.backend import LibvirtBackend
 
@@ -46,5 +38,5 @@ def cuckoo_register_machinery() -> MachineryPlugin:
         api_version=(1, 0),
         backend=_backend,
         options=OPTIONS,
-        default_conf=_default_conf(),
+        default_conf=Path(__file__).with_name("kvm.conf").read_text(encoding="utf-8"),
     )

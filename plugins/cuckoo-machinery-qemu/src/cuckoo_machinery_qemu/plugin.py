@@ -29,14 +29,6 @@ MACHINE_OPTIONS = (
 )
 
 
-def _default_conf() -> str:
-    here = Path(__file__).resolve()
-    for path in (here.with_name("qemu.conf"), here.parents[2] / "qemu.conf"):  # wheel, source tree
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    return "[qemu]\nmachines =\n"
-
-
 def _backend(config: BackendConfig) -> MachineryBackend:
     from cuckoo_machinery_qemu.backend import QemuBackend
 
@@ -52,5 +44,5 @@ def cuckoo_register_machinery() -> MachineryPlugin:
         backend=_backend,
         options=OPTIONS,
         machine_options=MACHINE_OPTIONS,
-        default_conf=_default_conf(),
+        default_conf=Path(__file__).with_name("qemu.conf").read_text(encoding="utf-8"),
     )
