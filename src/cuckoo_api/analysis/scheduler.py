@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from cuckoo_api.analysis.fuzzyhash import with_fuzzy_hash
 from cuckoo_api.analysis.run import InfrastructureFault, Workshop, run_analysis
 from cuckoo_api.analysis.system import free_bytes
 from cuckoo_api.fleet import Fleet, Lease
 from cuckoo_api.fleet.deadlines import to_the_end
 from cuckoo_api.model.errors import CuckooError
 from cuckoo_api.model.machine import Machine
+from cuckoo_api.model.sample import Sample
 from cuckoo_api.model.task import Status, Task
 from cuckoo_api.reporting.service import ProcessingFailed, make_report
 
@@ -249,6 +251,8 @@ class Scheduler:
         task = await tasks.get(task_id)
         if task is None or task.status not in REPORTABLE:
             return
+        if isinstance(task.sample, Sample):  # what was analysed is complete in lists as well
+            await with_fuzzy_hash(self._store, self._workshop.artefacts, task.sample)
         machine = await self._store.machines.get(task.machine) if task.machine else None
         folder = self._workshop.artefacts.analysis(task_id)
         lap = self._workshop.meter.laps()

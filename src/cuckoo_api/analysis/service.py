@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import msgspec
+
 from cuckoo_api.analysis import reboot
 from cuckoo_api.analysis.addresses import check_url
 from cuckoo_api.analysis.archive import Unpacker
 from cuckoo_api.analysis.collect import Collector
 from cuckoo_api.analysis.events import Feed
+from cuckoo_api.analysis.fuzzyhash import with_fuzzy_hash
 from cuckoo_api.analysis.holding import Holding
 from cuckoo_api.analysis.strings import MAX_URL, lines_of
 from cuckoo_api.analysis.submission import (
@@ -206,7 +209,14 @@ class AnalysisService:
     # -- tasks ----------------------------------------------------------------------------------
 
     async def view(self, task_id: int) -> Task:
-        """One task; NotFound."""
+        """One task, all of its sample's hashes there; NotFound."""
+        task = await self._task(task_id)
+        if isinstance(task.sample, Sample) and task.sample.ssdeep is None:
+            sample = await with_fuzzy_hash(self._store, self._artefacts, task.sample)
+            task = msgspec.structs.replace(task, sample=sample)
+        return task
+
+    async def _task(self, task_id: int) -> Task:
         task = await self._store.tasks.get(task_id)
         if task is None:
             raise NotFound("Task not found")
@@ -242,7 +252,7 @@ class AnalysisService:
         is whole again or gone after the next start.
         """
         folder = self._artefacts.analysis(task_id)
-        if (await self.view(task_id)).status in BUSY:
+        if (await self._task(task_id)).status in BUSY:
             raise Conflict("The task is currently being processed, cannot delete")
         await folder.hide()
         try:
@@ -262,7 +272,7 @@ class AnalysisService:
 
     async def rereport(self, task_id: int) -> bool:
         """Have processing and reporting run again; False in a state without results. NotFound."""
-        status = (await self.view(task_id)).status
+        status = (await self._task(task_id)).status
         if status not in PROCESSED or not await self._store.tasks.transition(
             task_id, status, Status.COMPLETED
         ):
@@ -294,11 +304,12 @@ class AnalysisService:
     async def sample(
         self, key: Literal["id", "md5", "sha1", "sha256"], value: str | int
     ) -> tuple[Sample, list[int]]:
-        """A sample and the ids of its tasks; NotFound."""
+        """A sample, with all of its hashes, and the ids of its tasks; NotFound."""
         found = await self._store.samples.find(key, value)
         if found is None:
             raise NotFound("File not found")
-        return found
+        sample, tasks = found
+        return await with_fuzzy_hash(self._store, self._artefacts, sample), tasks
 
     def binary(self, sha256: str) -> Path:
         """The sample's file; NotFound."""

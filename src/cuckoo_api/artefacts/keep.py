@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import magic
-import ssdeep
 
 from cuckoo_api.artefacts.write import disk_errors, sync_folder, write_all
 from cuckoo_api.model.errors import Unavailable
@@ -72,7 +71,7 @@ class Digests:
         self._crc32 = zlib.crc32(data, self._crc32)
         self._size += len(data)
 
-    def sample(self, fuzzy: str, kind: str) -> NewSample:
+    def sample(self, fuzzy: str | None, kind: str) -> NewSample:
         """The sample that came."""
         md5, sha1, sha256, sha512 = (digest.hexdigest() for digest in self._hashes)
         return NewSample(
@@ -95,16 +94,20 @@ class Kept(NamedTuple):
 
 
 def keep(
-    folder: Path, data: bytes, kind: str, is_given_up: Callable[[], bool] = lambda: False
+    folder: Path,
+    data: bytes,
+    kind: str,
+    fuzzy: str | None = None,
+    is_given_up: Callable[[], bool] = lambda: False,
 ) -> Kept:
     """Put a whole small file under its SHA-256, unless it is there already.
 
-    :func:`make_durable` comes next. Raises Unavailable on a full disk, and when it was given up.
+    Without ``fuzzy``, its ssdeep, the sample is kept without one. :func:`make_durable` comes next.
+    Raises Unavailable on a full disk, and when it was given up.
     """
     digests = Digests()
     digests.update(data)
-    # the length is known: cheaper than the incremental hash, and the same
-    sample = digests.sample(ssdeep.hash(data), kind)
+    sample = digests.sample(fuzzy, kind)
     final = folder / sample.sha256
     handle = adopted(final, len(data))
     if handle >= 0:

@@ -25,7 +25,7 @@ from cuckoo_api.artefacts.keep import (
 )
 from cuckoo_api.artefacts.keepers import BLOCK, KeeperDied, Keepers
 from cuckoo_api.artefacts.write import disk_errors, write_all
-from cuckoo_api.model.errors import TooLarge
+from cuckoo_api.model.errors import NotFound, TooLarge
 from cuckoo_api.model.sample import NewSample
 
 log = structlog.get_logger()
@@ -48,6 +48,10 @@ class Workshop:
         self.keepers = Keepers(folder)
         self.small = 0
         """Small uploads that are being finished."""
+
+    async def fuzzy_hash(self, path: Path) -> str:
+        """The ssdeep of a file, of which only a block is in memory. NotFound."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, _fuzzy_hash, path)
 
     async def close(self) -> None:
         """Let the threads and processes go."""
@@ -168,7 +172,9 @@ class Upload:
     def _keep_small(self) -> Kept:
         data = bytes(self._waiting)
         kind = self._kind or self._workshop.types.here().from_buffer(data)
-        return keep(self._workshop.folder, data, kind, lambda: self._given_up)
+        # the length is known: cheaper than the incremental hash, and the same
+        fuzzy = ssdeep.hash(data)
+        return keep(self._workshop.folder, data, kind, fuzzy, lambda: self._given_up)
 
     def _keep_large(self, fuzzy: ssdeep.Hash) -> Kept:
         self._flush()
@@ -201,6 +207,17 @@ class Upload:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
+
+
+def _fuzzy_hash(path: Path) -> str:
+    fuzzy = ssdeep.Hash()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                fuzzy.update(block)
+    except FileNotFoundError as exc:  # deleted since somebody saw it
+        raise NotFound("File not found") from exc
+    return str(fuzzy.digest())
 
 
 async def _ended(work: asyncio.Future[T]) -> None:

@@ -20,11 +20,17 @@ SAMPLE_COLUMNS = [samples.c[name] for name in Sample.__struct_fields__]
 _insert = sqlite.insert(samples).values(
     {name: sa.bindparam(name) for name in NewSample.__struct_fields__}
 )
-# an update that changes nothing makes RETURNING answer for a row that was there already
+# an update makes RETURNING answer for a row that was there already
 _UPSERT = compiled(
     _insert.on_conflict_do_update(
-        index_elements=["sha256"], set_={"sha256": samples.c.sha256}
+        index_elements=["sha256"],
+        set_={"ssdeep": sa.func.coalesce(samples.c.ssdeep, _insert.excluded.ssdeep)},
     ).returning(samples.c.id)
+)
+_SET_FUZZY_HASH = compiled(
+    sa.update(samples)
+    .where(samples.c.id == sa.bindparam("sample_id"))
+    .values(ssdeep=sa.bindparam("fuzzy"))
 )
 
 
@@ -48,7 +54,7 @@ async def upsert_sample(transaction: Transaction, sample: NewSample) -> int:
 
 
 class SampleStore:
-    """Looks samples up."""
+    """Looks samples up, and completes them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -68,3 +74,11 @@ class SampleStore:
         sample = Sample(**dict(zip(Sample.__struct_fields__, first, strict=True)))
         # two files with one MD5 are two rows: the older one answers
         return sample, [r[width] for r in rows if r[0] == sample.id and r[width] is not None]
+
+    async def set_fuzzy_hash(self, sample_id: int, fuzzy: str) -> None:
+        """Note the ssdeep that a sample was kept without."""
+
+        async def operation(transaction: Transaction) -> None:
+            await transaction.run(_SET_FUZZY_HASH, {"sample_id": sample_id, "fuzzy": fuzzy})
+
+        await self._database.write(operation)

@@ -10,6 +10,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
@@ -60,15 +61,19 @@ async def test_a_lone_upload_starts_no_process(tmp_path: Path) -> None:
     await artefacts.close()
 
 
-async def test_they_say_what_a_thread_says(artefacts: Artefacts, tmp_path: Path) -> None:
+async def test_they_say_what_a_thread_says_but_for_what_is_made_later(
+    artefacts: Artefacts, tmp_path: Path
+) -> None:
     elf = Path("/bin/true").read_bytes()[:20_000]
     datas = [b"x", elf, b"y" * (keepers.BLOCK - 1), *(b"%d" % n for n in range(40))]
     samples = await send_all(artefacts, datas)
     alone = Artefacts(tmp_path / "alone")
     await alone.open()
-    assert samples == [await send(alone, data) for data in datas]
     for data, sample in zip(datas, samples, strict=True):
         assert artefacts.binary(sample.sha256).read_bytes() == data
+        assert sample.ssdeep is None
+        fuzzy = await artefacts.fuzzy_hash(sample.sha256)
+        assert msgspec.structs.replace(sample, ssdeep=fuzzy) == await send(alone, data)
     await alone.close()
 
 

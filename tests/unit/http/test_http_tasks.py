@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from httpkit import HELLO, NewSite, Site, get, machine
 
@@ -27,6 +28,14 @@ def url(number: int = 0, **values: Any) -> NewTask:
 
 async def ids(site: Site, path: str) -> list[int]:
     return [task["id"] for task in (await site.client.get(path)).json["tasks"]]
+
+
+async def submit_without_fuzzy_hash(site: Site) -> None:
+    """As a keeper leaves it in a flood."""
+    async with site.artefacts.receive(max_size=100) as upload:
+        await upload.write(b"hello")
+        sample = msgspec.structs.replace(await upload.finish(), ssdeep=None)
+        await site.store.tasks.submit_files([(NewTask(category="file", target="h.txt"), sample)])
 
 
 async def run(site: Site, task_id: int, *states: Status) -> None:
@@ -80,6 +89,30 @@ async def test_a_task_shows_all_its_fields(site: Site) -> None:
         "file_size": 5,
         "file_type": "ASCII text, with no line terminators",
     }
+
+
+@pytest.mark.parametrize("path", ["/tasks/view/1", f"/files/view/sha256/{HELLO}"])
+async def test_a_fuzzy_hash_that_was_left_for_later_is_made_when_somebody_looks(
+    site: Site, path: str
+) -> None:
+    await submit_without_fuzzy_hash(site)
+    asked = (await site.client.get(path)).json
+    assert asked.get("task", asked)["sample"]["ssdeep"] == "3:iKn:p"
+    [listed] = (await site.client.get("/tasks/list")).json["tasks"]
+    assert listed["sample"]["ssdeep"] == "3:iKn:p", "it was noted"
+
+
+async def test_where_the_file_is_gone_there_is_no_fuzzy_hash(site: Site) -> None:
+    await submit_without_fuzzy_hash(site)
+    site.artefacts.binary(HELLO).unlink()
+    assert (await site.task(1))["sample"]["ssdeep"] is None
+
+
+async def test_a_fuzzy_hash_that_was_left_for_later_comes_with_the_next_upload(site: Site) -> None:
+    await submit_without_fuzzy_hash(site)
+    await site.client.upload(b"hello")
+    listed = (await site.client.get("/tasks/list")).json["tasks"]
+    assert [task["sample"]["ssdeep"] for task in listed] == ["3:iKn:p"] * 2
 
 
 async def test_a_task_that_is_done_shows_where_it_ran(site: Site) -> None:
