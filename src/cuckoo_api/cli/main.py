@@ -19,6 +19,7 @@ from cuckoo_api.cli.arguments import (
     add_task_commands,
     add_token_command,
 )
+from cuckoo_api.cli.operations import add_operations_commands
 from cuckoo_api.cli.terminal import plain
 
 EPILOG = """\
@@ -131,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("sample", nargs="?", help="the file to run (default: a harmless sample)")
     demo.add_argument("--timeout", type=int, default=30, help="seconds it may run (default: 30)")
 
+    add_operations_commands(commands)
     add_plugin_command(commands)
     add_completion_command(commands)
     return parser
@@ -184,6 +186,11 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
             from cuckoo_api.cli.tasks import COMMANDS
 
             return asyncio.run(COMMANDS[command](arguments, cwd))
+        case "backup" | "restore":
+            from cuckoo_api.cli import backup
+
+            act = backup.backup if arguments.command == "backup" else backup.bring_back
+            return act(arguments, cwd)
         case "token":
             from cuckoo_api.cli.token import token
 

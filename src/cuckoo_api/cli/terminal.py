@@ -11,3 +11,13 @@ def plain(value: object) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)
     )
+
+
+def size_text(size: int) -> str:
+    """Bytes for people: 1.5 GiB."""
+    number = float(size)
+    for unit in ("bytes", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"

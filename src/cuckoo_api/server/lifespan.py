@@ -45,8 +45,7 @@ async def lifespan(
     async with AsyncExitStack() as stack:
         if engine:
             stack.enter_context(engine_lock(settings.cwd))
-        url = settings.database.connection or f"sqlite:///{settings.cwd / 'cuckoo.db'}"
-        store = await Store.open(url, timeout=settings.database.timeout)
+        store = await Store.open(settings.database_url, timeout=settings.database.timeout)
         stack.push_async_callback(store.close)
         artefacts = Artefacts(settings.storage)
         stack.push_async_callback(artefacts.close)

@@ -1,7 +1,7 @@
 """``conf/*.conf`` -> frozen dataclasses. All faults are reported at once, with file and line."""
 
 from cuckoo_api.settings.init import default_conf, find_cwd, init_cwd
-from cuckoo_api.settings.load import load_settings
+from cuckoo_api.settings.load import database_url, load_settings
 from cuckoo_api.settings.tokens import Rights, Token
 from cuckoo_api.settings.types import (
     ApiSection,
@@ -35,6 +35,7 @@ __all__ = [
     "Token",
     "VirusTotalSection",
     "WebhooksSection",
+    "database_url",
     "default_conf",
     "find_cwd",
     "init_cwd",

@@ -150,6 +150,12 @@ def _default(item: dataclasses.Field[Any]) -> Any:
     return item.default
 
 
+def database_url(cwd: Path) -> str:
+    """Where a working directory's database is, also when its settings are not fit for a start."""
+    file = IniFile(cwd / "conf" / "cuckoo.conf", "conf/cuckoo.conf", Findings())
+    return file.text("database", "connection") or f"sqlite:///{cwd / 'cuckoo.db'}"
+
+
 def _check(file: IniFile, sections: dict[str, Any], tokens: tuple[Token, ...]) -> None:
     """What a single value cannot show."""
     if "routing" in sections:

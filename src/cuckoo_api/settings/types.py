@@ -215,3 +215,8 @@ class Settings:
     @property
     def storage(self) -> Path:
         return self.cwd / "storage"
+
+    @property
+    def database_url(self) -> str:
+        """Where the database is, as a SQLAlchemy URL."""
+        return self.database.connection or f"sqlite:///{self.cwd / 'cuckoo.db'}"

@@ -1,6 +1,7 @@
 """Tasks, samples and machines in a database; the only place that knows SQL."""
 
-from cuckoo_api.store.database import Store
+from cuckoo_api.store.copy import copy_database, database_faults, pending_migration
+from cuckoo_api.store.database import Store, database_path
 from cuckoo_api.store.deliveries import Delivery, DeliveryStore
 from cuckoo_api.store.events import Event, EventStore
 from cuckoo_api.store.lifecycle import BUSY
@@ -20,4 +21,8 @@ __all__ = [
     "Store",
     "TaskFilter",
     "TaskStore",
+    "copy_database",
+    "database_faults",
+    "database_path",
+    "pending_migration",
 ]

@@ -37,7 +37,7 @@ class Store:
         ``timeout``: seconds to wait for another process that writes. Raises ConfigError for an
         address that cannot be served, and says why.
         """
-        path = _path(url)
+        path = database_path(url)
         try:
             await asyncio.to_thread(upgrade, path, timeout)
             database = await Database.open(path, timeout=timeout)
@@ -58,7 +58,8 @@ class Store:
         await self.database.close()
 
 
-def _path(url: str) -> Path:
+def database_path(url: str) -> Path:
+    """The file of ``sqlite:///path``; ConfigError for an address that cannot be served."""
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:
