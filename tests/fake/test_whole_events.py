@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from fakekit import PATIENCE, TOKEN, Site
 
+from cuckoo_api.analysis import disk
 from cuckoo_api.testing.fake import scripts
 
 pytestmark = pytest.mark.slow
@@ -42,6 +43,27 @@ async def told(stream: aiohttp.StreamReader, kind: str, count: int) -> list[dict
             elif name == "data" and is_wanted:
                 found.append(json.loads(value))
     return found
+
+
+async def test_a_pause_for_want_of_room_is_told_and_so_is_its_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [1 << 20]
+    monkeypatch.setattr(disk, "free_bytes", lambda _: free[0])
+    site.configure("cuckoo", freespace=1 << 30)
+    site.add("one")
+    await site.start()
+    async with following(site) as stream:
+        task_id = await site.submit()
+        [low] = await told(stream, "disk", 1)
+        free[0] = 1 << 40
+        assert (await site.get("/readyz"))["problems"] == []  # whoever asks ends the pause
+        [over] = await told(stream, "disk", 1)
+    assert (low["low"], low["free"], low["wanted"]) == (True, 1 << 20, 1 << 30)
+    assert (over["low"], over["free"]) == (False, 1 << 40)
+    assert over["time"] >= low["time"]
+    await site.until(task_id, "reported")
+    await site.free()
 
 
 ANALYSIS = ["pending", "running", "completed", "reported"]

@@ -133,10 +133,12 @@ async def test_on_a_full_disk_nothing_starts_until_there_is_room(
             await asyncio.sleep(0)
     assert (await site.task(task_id))["status"] == "pending"
     assert site.world.starts("one") == 0
+    assert (await site.get("/cuckoo/status"))["paused"] == problems[0]
 
     monkeypatch.setattr(system.shutil, "disk_usage", lambda _: Usage(1 << 40, 0, 1 << 40))
     assert (await site.until(task_id, "reported"))["errors"] == []
     assert (await site.get("/readyz"))["problems"] == []
+    assert (await site.get("/cuckoo/status"))["paused"] == ""
     await site.free()
 
 

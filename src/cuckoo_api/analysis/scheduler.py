@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from cuckoo_api.analysis.disk import DiskRoom
 from cuckoo_api.analysis.fuzzyhash import with_fuzzy_hash
 from cuckoo_api.analysis.run import InfrastructureFault, Workshop, run_analysis
-from cuckoo_api.analysis.system import free_bytes
 from cuckoo_api.fleet import Fleet, Lease
 from cuckoo_api.fleet.deadlines import to_the_end
 from cuckoo_api.model.errors import CuckooError
@@ -49,6 +49,10 @@ class Scheduler:
         self._store = workshop.store
         self._settings = workshop.settings
         self._wanted = asyncio.Event()
+        self.disk = DiskRoom(
+            self._settings.storage, self._settings.cuckoo.freespace, on_change=self.wake
+        )
+        self._told_low = False
         self.on_let_go: Callable[[], None] = lambda: None
         """Called when :meth:`has_in_hand` has become false for some task."""
         self._running: dict[asyncio.Task[None], int] = {}
@@ -93,6 +97,7 @@ class Scheduler:
                 await self._stop_cancelled()
                 await self._report_completed()
                 await self._give_each_machine_a_task()
+                await self._tell_of_disk()
             except Exception:  # whatever it is, it must not be the last look
                 log.exception("scheduler.failed")
                 self._look_again_later()
@@ -107,7 +112,7 @@ class Scheduler:
         while free:
             demands = await self._store.tasks.demands()
             free = [machine for machine in free if any(d.fits(machine) for d in demands)]
-            if free and not self._disk_has_room():
+            if free and not self.disk.look():
                 self._look_again_later()
                 return
             async with asyncio.TaskGroup() as group:
@@ -137,18 +142,16 @@ class Scheduler:
             await self._fleet.wait_changed()
             self.wake()
 
-    def _disk_has_room(self) -> bool:
-        free = free_bytes(self._settings.storage)
-        if free >= self._settings.cuckoo.freespace:
-            return True
-        if self._recheck is None:  # a line for each look would help to fill it
-            log.warning(
-                "scheduler.disk_full",
-                free=free,
-                wanted=self._settings.cuckoo.freespace,
-                hint="no analysis starts until there is room under storage/",
-            )
-        return False
+    async def _tell_of_disk(self) -> None:
+        """An event for each end of a pause; where it cannot be written, the next look tries."""
+        if self.disk.low == self._told_low:
+            return
+        try:
+            await self._store.events.add("disk", self.disk.event())
+        except CuckooError as exc:  # the disk is full, most likely
+            log.warning("scheduler.not_told", reason=exc.log)
+        else:
+            self._told_low = self.disk.low
 
     def _look_again_later(self) -> None:
         if self._recheck is None:

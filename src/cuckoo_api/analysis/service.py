@@ -17,6 +17,7 @@ from cuckoo_api.analysis import reboot
 from cuckoo_api.analysis.addresses import check_url
 from cuckoo_api.analysis.archive import Unpacker
 from cuckoo_api.analysis.collect import Collector
+from cuckoo_api.analysis.disk import DiskRoom
 from cuckoo_api.analysis.events import Feed
 from cuckoo_api.analysis.fuzzyhash import with_fuzzy_hash
 from cuckoo_api.analysis.holding import Holding
@@ -28,7 +29,7 @@ from cuckoo_api.analysis.submission import (
     parse_bool,
     parse_fields,
 )
-from cuckoo_api.analysis.system import SystemStatus, free_bytes, system_status
+from cuckoo_api.analysis.system import SystemStatus, system_status
 from cuckoo_api.analysis.virustotal import VirusTotal
 from cuckoo_api.artefacts import AnalysisFolder, Artefacts, Upload
 from cuckoo_api.model.errors import BadInput, Conflict, CuckooError, NotFound
@@ -68,6 +69,8 @@ class Load:
     tasks: dict[Status, int]
     machines: list[Machine]
     free_bytes: int
+    is_paused: bool
+    """Whether no analysis starts, for want of room."""
 
 
 class MachineView(Protocol):
@@ -95,8 +98,10 @@ class AnalysisService:
         fleet: MachineView | None = None,
         processes: Mapping[str, int] | None = None,
         events: Feed | None = None,
+        disk: DiskRoom | None = None,
     ) -> None:
         self.events = events or Feed(store)
+        self._disk = disk or DiskRoom(settings.storage, settings.cuckoo.freespace)
         self._settings = settings
         self._store = store
         self._artefacts = artefacts
@@ -337,25 +342,23 @@ class AnalysisService:
             await self._store.tasks.counts(),
             await self._store.machines.list(),
             self._processes,
+            paused=self._disk.problem,
         )
 
     async def load(self) -> Load:
         """How busy it is, as the store has it: no hypervisor is asked, and so none waited for."""
+        is_paused = not self._disk.look()
         return Load(
             await self._store.tasks.counts(),
             await self._store.machines.list(),
-            free_bytes(self._settings.storage),
+            self._disk.free,
+            is_paused,
         )
 
     async def problems(self) -> list[str]:
         """Why the server may not take or do work; empty when it may."""
-        found: list[str] = []
-        free = free_bytes(self._settings.storage)
-        if free < self._settings.cuckoo.freespace:
-            found.append(
-                f"disk: {free >> 20} MiB free under {self._settings.storage}, "
-                f"[cuckoo] freespace asks for {self._settings.cuckoo.freespace >> 20}"
-            )
+        problem = self._disk.problem
+        found = [problem] if problem else []
         machines = await self._store.machines.list()
         if self._fleet is not None and not machines:
             found.append("machines: none is configured; run 'cuckoo guest build'")

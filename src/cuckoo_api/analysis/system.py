@@ -40,6 +40,8 @@ class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
     protocol_version: int
     hostname: str
     machines: MachineCounts
+    paused: str
+    """Why no analysis starts, for want of room; empty when they do."""
     tasks: dict[str, int]
     """``total`` and the number of tasks in each state."""
     diskspace: dict[str, DiskSpace]
@@ -63,6 +65,8 @@ def system_status(
     tasks: Mapping[Status, int],
     machines: Sequence[Machine],
     processes: Mapping[str, int],
+    *,
+    paused: str = "",
 ) -> SystemStatus:
     """Measure the host now. Reads a few files of /proc: microseconds, no disk."""
     memory = psutil.virtual_memory()
@@ -74,6 +78,7 @@ def system_status(
             total=len(machines),
             available=sum(not m.locked and m.quarantine is None for m in machines),
         ),
+        paused=paused,
         tasks={
             "total": sum(tasks.values()),
             **{status.value: tasks.get(status, 0) for status in Status},

@@ -56,6 +56,11 @@ class Metrics:
             ["machine"],
             registry=registry,
         )
+        self._paused = Gauge(
+            "cuckoo_analyses_paused",
+            "1 while no analysis starts, for want of room",
+            registry=registry,
+        )
         self._free = Gauge("cuckoo_storage_free_bytes", "Room under storage/", registry=registry)
         # looking a child up by its labels costs more than counting
         self._children: dict[tuple[str, str, int | str], tuple[Counter, Histogram | None]] = {}
@@ -88,6 +93,7 @@ class Metrics:
             self._machines.labels(machine.status or "unknown").inc()
             self._quarantine.labels(machine.name).set(machine.quarantine is not None)
         self._leased.set(sum(machine.locked for machine in load.machines))
+        self._paused.set(load.is_paused)
         self._free.set(load.free_bytes)
 
 

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import structlog
 from aiohttp import web
 
+from cuckoo_api.analysis.disk import DiskRoom
 from cuckoo_api.analysis.doorbell import Doorbell
 from cuckoo_api.analysis.events import Feed
 from cuckoo_api.analysis.meter import Meter
@@ -54,11 +55,12 @@ async def lifespan(
         stack.callback(bell.close)
         feed = Feed(store, ring=bell.ring)
         fleet: Fleet | None = None
+        disk: DiskRoom | None = None
         wake: Callable[[], None] = feed.wake  # the event of what was submitted rings the engine
         if engine:
             meter = Meter(app[METRICS].registry)
             fleet, scheduler = await _open_engine(stack, settings, store, artefacts, plugins, meter)
-            wake = scheduler.wake
+            wake, disk = scheduler.wake, scheduler.disk
             webhooks = Webhooks(settings.webhooks, store, in_hand=scheduler.has_in_hand)
             stack.push_async_callback(webhooks.close)
             scheduler.on_let_go = feed.also = webhooks.wake
@@ -78,6 +80,7 @@ async def lifespan(
             fleet=fleet,
             processes={"engine" if engine else "api": os.getpid()},
             events=feed,
+            disk=disk,
         )
         yield
 

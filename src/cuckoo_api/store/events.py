@@ -1,15 +1,18 @@
 """What happened: each change of a task's or a machine's state is a row, with a rising id.
 
-The rows are written by triggers (see ``triggers.py``) in the transaction of the change, whoever
-makes it, so that none is lost and none tells what did not happen.
+Those rows are written by triggers (see ``triggers.py``) in the transaction of the change, whoever
+makes it, so that none is lost and none tells what did not happen. What no row tells of, the server
+adds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import sqlalchemy as sa
 
-from cuckoo_api.store.connection import Database, compiled
+from cuckoo_api.store.connection import Database, Transaction, compiled
 from cuckoo_api.store.samples import MAX_ID
 from cuckoo_api.store.schema import events
 
@@ -22,6 +25,7 @@ _AFTER = compiled(
     .order_by(events.c.id)
     .limit(CHUNK)
 )
+_ADD = compiled(sa.insert(events).values(kind=sa.bindparam("kind"), data=sa.bindparam("data")))
 _NEWEST = compiled(sa.select(sa.func.coalesce(sa.func.max(events.c.id), 0)))
 
 
@@ -30,7 +34,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     kind: str
-    """``task`` or ``machine``."""
+    """``task``, ``machine`` or ``disk``."""
     data: str
     """A JSON object, on one line."""
 
@@ -50,3 +54,12 @@ class EventStore:
         """The newest one's id; 0 before the first."""
         [(newest,)] = await self._database.rows(_NEWEST, {})
         return int(newest)
+
+    async def add(self, kind: str, data: Mapping[str, object]) -> None:
+        """Tell of something that is neither a task's nor a machine's."""
+        values = {"kind": kind, "data": msgspec.json.encode(data).decode()}
+
+        async def operation(transaction: Transaction) -> None:
+            await transaction.run(_ADD, values)
+
+        await self._database.write(operation)

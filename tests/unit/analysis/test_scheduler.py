@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cuckoo_api.analysis import disk
 from cuckoo_api.analysis import scheduler as module
 from cuckoo_api.analysis.run import InfrastructureFault, Workshop
 from cuckoo_api.analysis.scheduler import Scheduler
@@ -257,7 +258,7 @@ async def test_a_full_disk_is_looked_at_by_one_clock_however_often_it_is_woken(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = [0]
-    monkeypatch.setattr(module, "free_bytes", lambda _: free[0])
+    monkeypatch.setattr(disk, "free_bytes", lambda _: free[0])
     bench.settings = Settings(cwd=bench.settings.cwd, cuckoo=CuckooSection(freespace=10))
     task_id = await bench.submit()
     scheduler = bench.open()
@@ -267,7 +268,7 @@ async def test_a_full_disk_is_looked_at_by_one_clock_however_often_it_is_woken(
     assert bench.log == []
     assert len(timers()) == 1
 
-    free[0] = 10
+    free[0] = 11
     pass_time(module.RECHECK)
     await bench.until_status(task_id, Status.REPORTED)
     assert await bench.status(task_id) == "reported"
@@ -281,7 +282,7 @@ async def test_a_failed_look_is_not_the_last(bench: Bench, monkeypatch: pytest.M
             raise failures.pop()
         return 0
 
-    monkeypatch.setattr(module, "free_bytes", free_bytes)
+    monkeypatch.setattr(disk, "free_bytes", free_bytes)
     task_id = await bench.submit()
     bench.open()
     for _ in range(2):

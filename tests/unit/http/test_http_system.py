@@ -10,7 +10,7 @@ import pytest
 from httpkit import NewSite, Site, machine
 
 from cuckoo_api import __version__
-from cuckoo_api.analysis import service
+from cuckoo_api.analysis import disk as room
 from cuckoo_api.http.keys import SWITCH
 from cuckoo_api.model.task import NewTask, Status
 
@@ -95,6 +95,7 @@ async def test_the_figures_of_the_server(site: Site) -> None:
         "protocol_version": 1,
         "hostname": socket.gethostname(),
         "machines": {"total": 3, "available": 1},
+        "paused": "",
         "tasks": {
             "total": 4,
             "pending": 2,
@@ -171,7 +172,10 @@ async def test_readiness_says_what_is_wrong(site: Site, monkeypatch: pytest.Monk
     reply = await site.client.get("/readyz")
     assert (reply.status, reply.json["problems"]) == (503, problems)
     assert reply.json["message"] == "; ".join(problems)
-    monkeypatch.setattr(service, "free_bytes", lambda _: 5 << 20)
+    monkeypatch.setattr(room, "free_bytes", lambda _: 5 << 20)
     [disk, *_] = (await site.client.get("/readyz")).json["problems"]
     assert disk.startswith("disk: 5 MiB free under ")
     assert disk.endswith("[cuckoo] freespace asks for 1024")
+    assert (await site.client.get("/cuckoo/status")).json["paused"] == disk
+    metrics = (await site.client.get("/metrics")).body.decode()
+    assert "\ncuckoo_analyses_paused 1.0\n" in metrics
