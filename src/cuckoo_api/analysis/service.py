@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -17,6 +16,7 @@ from cuckoo_api.analysis import reboot
 from cuckoo_api.analysis.addresses import check_url
 from cuckoo_api.analysis.archive import Unpacker
 from cuckoo_api.analysis.collect import Collector
+from cuckoo_api.analysis.deletion import delete_task, forget_binary
 from cuckoo_api.analysis.disk import DiskRoom
 from cuckoo_api.analysis.events import Feed
 from cuckoo_api.analysis.fuzzyhash import with_fuzzy_hash
@@ -32,12 +32,12 @@ from cuckoo_api.analysis.submission import (
 from cuckoo_api.analysis.system import SystemStatus, system_status
 from cuckoo_api.analysis.virustotal import VirusTotal
 from cuckoo_api.artefacts import AnalysisFolder, Artefacts, Upload
-from cuckoo_api.model.errors import BadInput, Conflict, CuckooError, NotFound
+from cuckoo_api.model.errors import BadInput, CuckooError, NotFound
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.sample import NewSample, Sample
 from cuckoo_api.model.task import NewTask, Status, Task
 from cuckoo_api.settings import Settings
-from cuckoo_api.store import BUSY, Store, TaskFilter
+from cuckoo_api.store import Store, TaskFilter
 
 UNPACKERS = 2
 """Archives that are unpacked at the same time."""
@@ -256,30 +256,21 @@ class AnalysisService:
         NotFound; Conflict while it runs or its report is made. Broken off at any point, the task
         is whole again or gone after the next start.
         """
-        folder = self._artefacts.analysis(task_id)
-        if (await self._task(task_id)).status in BUSY:
-            raise Conflict("The task is currently being processed, cannot delete")
-        await folder.hide()
-        try:
-            sha256 = await self._store.tasks.delete(task_id)
-        except CuckooError:
-            await folder.show()
-            raise
-        await folder.remove()
-        if sha256:
-            await self._forget_binary(sha256)
+        await delete_task(self._store, self._artefacts, task_id)
 
     async def _forget_binary(self, sha256: str) -> None:
-        await self._artefacts.forget_binary(sha256, functools.partial(self._is_known, sha256))
+        await forget_binary(self._store, self._artefacts, sha256)
 
     async def _is_known(self, sha256: str) -> bool:
         return await self._store.samples.find("sha256", sha256) is not None
 
     async def rereport(self, task_id: int) -> bool:
-        """Have processing and reporting run again; False in a state without results. NotFound."""
+        """Have processing and reporting run again; False where there are no results. NotFound."""
         status = (await self._task(task_id)).status
-        if status not in PROCESSED or not await self._store.tasks.transition(
-            task_id, status, Status.COMPLETED
+        if (
+            self.folder(task_id).is_trimmed
+            or status not in PROCESSED
+            or not await self._store.tasks.transition(task_id, status, Status.COMPLETED)
         ):
             return False
         self._on_submitted()
@@ -288,12 +279,14 @@ class AnalysisService:
     async def reboot(self, task_id: int) -> int:
         """Submit the analysis of what starts by itself after this one; its id.
 
-        NotFound where the task or its sample is gone.
+        NotFound where the task, its sample or its files are gone.
         """
         parent = await self._store.tasks.get(task_id)
         if parent is None or not isinstance(parent.sample, Sample):
             raise NotFound("Error creating reboot task")
         self.binary(parent.sample.sha256)
+        if self.folder(task_id).is_trimmed:
+            raise NotFound("Error creating reboot task")
         same = {name: getattr(parent, name) for name in REBOOT_KEEPS}
         new = NewTask(**same, machine=parent.machine, package=reboot.PACKAGE, custom=str(parent.id))
         [new_id] = await self._store.tasks.submit([new])

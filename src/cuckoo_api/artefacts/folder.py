@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from cuckoo_api.artefacts.write import disk_errors, sync_folder, write_whole
+from cuckoo_api.artefacts.write import disk_errors, sync_folder, write_atomic, write_whole
 from cuckoo_api.model.errors import NotFound
 
 SUBFOLDERS = (
@@ -32,6 +32,13 @@ _NUMBER = re.compile(r"[0-9]{1,8}")
 _SHOT = re.compile(r"[0-9]{4,8}\.jpg")
 _DUMP = re.compile(r"[0-9]{1,10}-[0-9]{1,10}\.dmp")
 
+
+TRIMMING = ".trimming"
+TRIMMED = "trimmed.txt"
+"""In a folder of which only the report is left, or will be."""
+KEPT = frozenset({"reports", "task.json", "binary", TRIMMING, TRIMMED})
+"""What stays of a trimmed folder."""
+TRIMMED_TEXT = b"The files of this analysis were removed; its report was kept.\n"
 
 MAX_MEMBERS = 100_000
 
@@ -77,6 +84,64 @@ class AnalysisFolder:
     async def remove(self) -> None:
         """Remove the folder that was hidden, for good."""
         await asyncio.to_thread(shutil.rmtree, self._hidden, ignore_errors=True)
+
+    # -- old ones -----------------------------------------------------------------------------
+
+    @property
+    def is_trimmed(self) -> bool:
+        """Whether the files that a report is made of are gone, or about to be."""
+        return any((self.path / mark).exists() for mark in (TRIMMING, TRIMMED))
+
+    async def can_be_trimmed(self) -> bool:
+        """Whether there is a folder that was not trimmed to its end."""
+        return await asyncio.to_thread(
+            lambda: self.path.is_dir() and not (self.path / TRIMMED).exists()
+        )
+
+    async def begin_trim(self) -> bool:
+        """Mark the folder: from now on it is no ground for a report. False where there is none."""
+        try:
+            await write_atomic(self.path / TRIMMING, b"")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    async def undo_trim(self) -> None:
+        """Take the mark away again."""
+        await asyncio.to_thread((self.path / TRIMMING).unlink, missing_ok=True)
+
+    async def finish_trim(self) -> None:
+        """Remove all but the report. Broken off, it can be called again."""
+        await asyncio.to_thread(self._trim)
+
+    def _trim(self) -> None:
+        with os.scandir(self.path) as entries:
+            gone = [entry for entry in entries if entry.name not in KEPT]
+        for entry in gone:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+        write_whole(self.path / TRIMMED, TRIMMED_TEXT)
+        (self.path / TRIMMING).unlink(missing_ok=True)
+
+    async def size(self, *, trimmed: bool = False) -> int:
+        """Bytes of the regular files in it; with ``trimmed``, of those that trimming removes."""
+        return await asyncio.to_thread(self._size, KEPT if trimmed else frozenset())
+
+    def _size(self, without: Collection[str]) -> int:
+        total = 0
+        for parent, folders, files, handle in os.fwalk(self.path):
+            if parent == str(self.path):
+                folders[:] = [name for name in folders if name not in without]
+                files = [name for name in files if name not in without]
+            for name in files:
+                try:
+                    found = os.stat(name, dir_fd=handle, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+        return total
 
     @property
     def _hidden(self) -> Path:

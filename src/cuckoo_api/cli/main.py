@@ -186,6 +186,10 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
             from cuckoo_api.cli.tasks import COMMANDS
 
             return asyncio.run(COMMANDS[command](arguments, cwd))
+        case "clean":
+            from cuckoo_api.cli.clean import clean_up
+
+            return asyncio.run(clean_up(arguments, cwd))
         case "backup" | "restore":
             from cuckoo_api.cli import backup
 

@@ -14,6 +14,7 @@ from cuckoo_api.analysis.doorbell import Doorbell
 from cuckoo_api.analysis.events import Feed
 from cuckoo_api.analysis.meter import Meter
 from cuckoo_api.analysis.recovery import recover
+from cuckoo_api.analysis.retention import Retention
 from cuckoo_api.analysis.run import Workshop
 from cuckoo_api.analysis.scheduler import Scheduler
 from cuckoo_api.analysis.service import AnalysisService
@@ -110,6 +111,9 @@ async def _open_engine(
     scheduler = Scheduler(Workshop(settings, store, artefacts, results, sinkhole, meter), fleet)
     stack.push_async_callback(scheduler.close)
     scheduler.open()
+    retention = Retention(settings.retention, store, artefacts)
+    stack.push_async_callback(retention.close)
+    retention.open()
     return fleet, scheduler
 
 

@@ -113,6 +113,16 @@ class ReportingSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionSection:
+    """``[retention]`` of cuckoo.conf: how long what was found out is kept."""
+
+    days: int = number(0, 0, 36_500)
+    """Days after which a task goes with all that is its own; 0: never."""
+    report_only_days: int = number(0, 0, 36_500)
+    """Days after which its files go and its report stays; 0: never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArchivesSection:
     """``[archives]`` of cuckoo.conf: limits on the archives of one submission."""
 
@@ -197,6 +207,7 @@ class Settings:
     database: DatabaseSection = DatabaseSection()
     processing: ProcessingSection = ProcessingSection()
     reporting: ReportingSection = ReportingSection()
+    retention: RetentionSection = RetentionSection()
     archives: ArchivesSection = ArchivesSection()
     virustotal: VirusTotalSection = VirusTotalSection()
     webhooks: WebhooksSection = WebhooksSection()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import sqlalchemy as sa
 
 from cuckoo_api.model.errors import Conflict
 from cuckoo_api.model.task import TRANSITIONS, Status, now_text
-from cuckoo_api.store.connection import Transaction, compiled
+from cuckoo_api.store.connection import Statement, Transaction, compiled
 from cuckoo_api.store.schema import machines, samples, task_tags, tasks
 
 BUSY = frozenset({Status.RUNNING, Status.COMPLETED})
@@ -68,6 +69,22 @@ TO_STOP = compiled(
     .where(machines.c.locked, tasks.c.status == Status.CANCELLED.value)
 )
 """Cancelled tasks whose machine is still theirs."""
+
+
+@functools.lru_cache(maxsize=16)
+def outdated_sql(statuses: frozenset[Status]) -> Statement:
+    """Tasks in these states that ended ``before``; those that never ran, were submitted then."""
+    age = sa.func.coalesce(tasks.c.completed_on, tasks.c.added_on)
+    return compiled(
+        sa.select(tasks.c.id)
+        .where(
+            tasks.c.status.in_([sa.literal(status.value) for status in sorted(statuses)]),
+            age < sa.bindparam("before"),
+            tasks.c.id > sa.bindparam("after_id"),
+        )
+        .order_by(tasks.c.id)
+        .limit(sa.bindparam("limit"))
+    )
 
 
 async def status_of(transaction: Transaction, task_id: int) -> tuple[Status, int | None] | None:

@@ -159,6 +159,17 @@ class TaskStore:
         rows = await self._database.rows(_COUNTS, {}, slow=True)
         return {Status(status): number for status, number in rows}
 
+    async def outdated(
+        self, before: str, statuses: frozenset[Status], *, after_id: int, limit: int
+    ) -> list[int]:
+        """The ids, ascending, of tasks in these states that ended before that date.
+
+        Those that never ran count from their submission.
+        """
+        params = {"before": before, "after_id": after_id, "limit": limit}
+        statement = lifecycle.outdated_sql(statuses)
+        return [row[0] for row in await self._database.rows(statement, params, slow=True)]
+
     async def running(self) -> list[int]:
         """The ids of what a machine works on; after a restart, what must be taken up again."""
         return [row[0] for row in await self._database.rows(_RUNNING, {}, slow=True)]
