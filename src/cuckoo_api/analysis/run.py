@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from cuckoo_api.analysis import reboot
+from cuckoo_api.analysis import reboot, tasklog
 from cuckoo_api.analysis.meter import Meter
 from cuckoo_api.analysis.screenshots import take_screenshots
 from cuckoo_api.artefacts import AnalysisFolder, Artefacts
@@ -81,6 +81,7 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
         sha256 = task.sample.sha256 if isinstance(task.sample, Sample) else ""
         sample = workshop.artefacts.binary(sha256) if sha256 else None
         await folder.create(msgspec.json.encode(task), sha256)
+        tasklog.keep_in(folder.path)
         session = await undo.enter_async_context(
             workshop.results.session(
                 task.id,
@@ -132,7 +133,7 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
         except (GuestError, MachineryError) as exc:
             raise InfrastructureFault(f"{machine.name}: {exc}") from exc
         lap("agent")
-        log.info("analysis.started", task_id=task.id, machine=machine.name)
+        log.info("analysis.started", machine=machine.name)
 
         shots = asyncio.create_task(take_screenshots(lease, folder))
         undo.push_async_callback(_stop, shots)
@@ -140,7 +141,7 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
             client, lease, session, seconds + settings.timeouts.critical
         )
         lap("run")
-        log.info("analysis.ended", task_id=task.id, ending=ending.value, reason=reason)
+        log.info("analysis.ended", ending=ending.value, reason=reason)
         if ending is Ending.COMPLETE:
             await session.wait_idle(LAST_WORDS)  # what the guest sent may still be on its way
         else:

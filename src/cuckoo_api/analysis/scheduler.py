@@ -15,6 +15,7 @@ import structlog
 from cuckoo_api.analysis.disk import DiskRoom
 from cuckoo_api.analysis.fuzzyhash import with_fuzzy_hash
 from cuckoo_api.analysis.run import InfrastructureFault, Workshop, run_analysis
+from cuckoo_api.analysis.tasklog import task_log
 from cuckoo_api.fleet import Fleet, Lease
 from cuckoo_api.fleet.deadlines import to_the_end
 from cuckoo_api.model.errors import CuckooError
@@ -135,7 +136,7 @@ class Scheduler:
     async def _report_completed(self) -> None:
         for task_id in await self._store.tasks.completed():
             if task_id not in self._reporting:
-                self._spawn(task_id, self._report(task_id))
+                self._spawn(task_id, self._report_again(task_id))
 
     async def _follow_fleet(self) -> None:
         while True:
@@ -178,7 +179,8 @@ class Scheduler:
     async def _see_through(self, lease: Lease) -> None:
         """From a leased machine to a final state; whatever happens the machine is released."""
         task = lease.task
-        with structlog.contextvars.bound_contextvars(task_id=task.id):
+        with structlog.contextvars.bound_contextvars(task_id=task.id), task_log():
+            log.info("analysis.begins", machine=lease.machine.name)
             errors: list[str] | None = None
             try:
                 errors = await self._run(lease)
@@ -238,6 +240,12 @@ class Scheduler:
         )
         log.warning("analysis.failed", reason=reason, status=status.value)
 
+    async def _report_again(self, task_id: int) -> None:
+        """The report of a task that came to its end earlier."""
+        with structlog.contextvars.bound_contextvars(task_id=task_id), task_log() as kept:
+            kept.open(self._workshop.artefacts.analysis(task_id).path)
+            await self._report(task_id)
+
     async def _report(self, task_id: int) -> None:
         """Make the report of a task that is done; a failed one is the task's last state."""
         if task_id in self._reporting:
@@ -272,7 +280,7 @@ class Scheduler:
                 html=self._settings.reporting.html,
             )
         except ProcessingFailed as exc:
-            log.exception("report.failed", task_id=task_id)
+            log.exception("report.failed")
             await tasks.transition(
                 task_id, Status.COMPLETED, Status.FAILED_PROCESSING, error=str(exc)
             )
@@ -282,7 +290,7 @@ class Scheduler:
             if error not in task.errors:  # said by an earlier report
                 await tasks.add_error(task_id, error)
         await tasks.transition(task_id, Status.COMPLETED, Status.REPORTED)
-        log.info("report.made", task_id=task_id)
+        log.info("report.made")
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
+import structlog
 
 from cuckoo_api.analysis import reboot
 from cuckoo_api.analysis.addresses import check_url
@@ -38,6 +39,8 @@ from cuckoo_api.model.sample import NewSample, Sample
 from cuckoo_api.model.task import NewTask, Status, Task
 from cuckoo_api.settings import Settings
 from cuckoo_api.store import Store, TaskFilter
+
+log = structlog.get_logger()
 
 UNPACKERS = 2
 """Archives that are unpacked at the same time."""
@@ -145,7 +148,7 @@ class AnalysisService:
                 if upload.sample is not None:
                     await self._forget_binary(upload.sample.sha256)
             raise
-        self._on_submitted()
+        self._announce(ids)
         return ids
 
     async def _check_unique(self, hashes: Sequence[str]) -> None:
@@ -162,7 +165,7 @@ class AnalysisService:
         task = NewTask(category="url", target=url, **parse_fields(fields))
         await self._check(task)
         [task_id] = await self._store.tasks.submit([task])
-        self._on_submitted()
+        self._announce([task_id])
         return task_id
 
     async def submit(
@@ -197,8 +200,13 @@ class AnalysisService:
             submit_id, ids = await self._store.tasks.submit_all(collector.tasks)
             holding.keep([sample for _, sample in collector.tasks if sample])
         if ids:
-            self._on_submitted()
+            self._announce(ids)
         return Submitted(submit_id, ids, collector.errors)
+
+    def _announce(self, ids: Sequence[int]) -> None:
+        # the line that has both the request's id and the tasks'
+        log.info("tasks.submitted", task_ids=ids)
+        self._on_submitted()
 
     async def _check(self, task: NewTask) -> None:
         """Refuse what this server can never do."""
@@ -238,7 +246,7 @@ class AnalysisService:
         new_id = await self._store.tasks.reschedule(task_id, priority)
         if new_id is None:
             raise NotFound("There is no analysis with the specified ID")
-        self._on_submitted()
+        self._announce([new_id])
         return new_id
 
     async def cancel(self, task_id: int) -> None:
@@ -290,7 +298,7 @@ class AnalysisService:
         same = {name: getattr(parent, name) for name in REBOOT_KEEPS}
         new = NewTask(**same, machine=parent.machine, package=reboot.PACKAGE, custom=str(parent.id))
         [new_id] = await self._store.tasks.submit([new])
-        self._on_submitted()
+        self._announce([new_id])
         return new_id
 
     def folder(self, task_id: int) -> AnalysisFolder:

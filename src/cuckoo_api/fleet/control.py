@@ -221,7 +221,7 @@ class Fleet:
         finally:
             slot.taken = slot.lease is not None
             self._upkeep.mend_later(slot)
-        log.info("machine.leased", machine=row.name, task=task.id)
+        log.info("machine.leased", machine=row.name, task_id=task.id)
         return slot.lease
 
     async def _is_reachable(self, slot: Slot) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Coroutine, Mapping
+from contextvars import Context
 from typing import Any
 
 import structlog
@@ -174,7 +175,8 @@ class Upkeep:
         return True
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
+        # in a context of its own: what is logged is not the task's in whose course it began
+        task = asyncio.create_task(work, context=Context())
         self.tasks.add(task)
         task.add_done_callback(self._ended)
         return task

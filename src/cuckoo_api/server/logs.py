@@ -1,4 +1,7 @@
-"""One log: this project's events and the standard library's records, a line each, to stderr."""
+"""One log: this project's events and the standard library's records, a line each, to stderr.
+
+What belongs to a task is in its own log as well, see ``analysis/tasklog.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Any, TextIO
 import msgspec
 import structlog
 
+from cuckoo_api.analysis.tasklog import record
+
 
 def configure_logs(*, debug: bool = False, stream: TextIO | None = None) -> None:
     """Set the process's logging up: for people on a terminal, else JSON."""
@@ -18,6 +23,7 @@ def configure_logs(*, debug: bool = False, stream: TextIO | None = None) -> None
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        record,
     ]
     structlog.configure(
         processors=[*shared, *_renderers(stream)],
@@ -52,4 +58,8 @@ def _renderers(stream: TextIO) -> list[structlog.typing.Processor]:
 
 
 def _dumps(event: Any, **_kwargs: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode()
+    try:
+        return msgspec.json.encode(event, enc_hook=repr).decode()
+    except UnicodeEncodeError:  # something quotes what is no text
+        text = {k: repr(v) if isinstance(v, str) else v for k, v in event.items()}
+        return msgspec.json.encode(text, enc_hook=repr).decode()

@@ -82,6 +82,15 @@ def test_debug_shows_more(debug: bool, events: list[str]) -> None:
     assert [line["event"] for line in lines(stream)] == events
 
 
+def test_what_is_no_text_is_logged_all_the_same() -> None:
+    stream = io.StringIO()
+    configure_logs(stream=stream)
+    structlog.get_logger().info("results.refused", reason="name \udcff", task_id=3)
+
+    [line] = lines(stream)
+    assert (line["reason"], line["task_id"]) == (r"'name \udcff'", 3)
+
+
 def test_a_new_set_up_takes_the_place_of_the_old() -> None:
     first, second = io.StringIO(), io.StringIO()
     configure_logs(stream=first)
