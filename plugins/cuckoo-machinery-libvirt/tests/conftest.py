@@ -14,6 +14,7 @@ import pytest
 from cuckoo_api.guest.image import GuestImage
 from cuckoo_api.testing.guestimage import guest_image
 
+sys.path.append(str(Path(__file__).resolve().parents[3] / "tests"))  # pagekit
 sys.path.append(str(Path(__file__).resolve().parents[3] / "tests" / "full"))  # serverkit
 
 from libvirtkit import BRIDGE, GATEWAY, Lab, Libvirtd, make_machines, run

@@ -28,7 +28,7 @@ from cuckoo_machinery_libvirt.plugin import OPTIONS
 
 libvirt.registerErrorHandler(lambda *_: None, None)  # it prints, beside raising
 
-BRIDGE = "cklvbr"
+BRIDGE = "virbr74"
 GATEWAY = "192.168.74.1"
 ADDRESSES = {"one": "192.168.74.11", "two": "192.168.74.12"}
 SNAPSHOT = "clean"
@@ -102,16 +102,18 @@ class Libvirtd:
         with self._holder.stdout as said:
             assert said.readline() == "ready\n", self.log
 
-    def start(self) -> None:
-        """Start the daemon; it answers when this returns."""
+    def inside(self, *command: str) -> list[str]:
+        """The words that run a command in the namespaces."""
         assert self._holder is not None
         [first] = children(self._holder.pid)
+        return ["nsenter", f"--target={first}", "--mount", "--pid", "--", *command]
+
+    def start(self) -> None:
+        """Start the daemon; it answers when this returns."""
         with (self.folder / "libvirtd.log").open("ab") as log:
             self._daemon = subprocess.Popen(
-                ["nsenter", f"--target={first}", "--mount", "--pid", "--",
-                 "libvirtd", "--timeout=0"],
-                stdout=log, stderr=log,
-            )  # fmt: skip
+                self.inside("libvirtd", "--timeout=0"), stdout=log, stderr=log
+            )
         deadline = time.monotonic() + START_TIMEOUT
         while not self._answers():
             assert self._daemon.poll() is None, self.log

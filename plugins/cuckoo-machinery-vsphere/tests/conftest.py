@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "tests"))  # pagekit
+
 from vcsim import Simulator, build
 from vspherekit import (
     ONE,

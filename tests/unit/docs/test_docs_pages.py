@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from docskit import DOCS, ROOT, codes, page, prose
+from docskit import DOCS, ROOT, blocks, codes, page, prose
 
 pytestmark = pytest.mark.slow
 
@@ -14,6 +14,13 @@ PAGES = [
     "CHANGELOG.md",
     *sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md")),
 ]
+FOLLOWERS = [
+    path
+    for folder in (ROOT / "tests", ROOT / "plugins")
+    for path in folder.rglob("test_*.py")
+    if "pagekit" in path.read_text(encoding="utf-8")
+]
+"""Tests that do what pages say, see tests/pagekit.py."""
 RECORDS = sorted(DOCS.glob("adr/0*.md"))
 
 
@@ -42,6 +49,21 @@ def test_files_of_the_project_that_are_named_exist(name: str) -> None:
             assert (ROOT / code).exists(), code
         if re.fullmatch(r"[a-z]+/[\w/]+\.py", code) and not code.startswith(("src/", "tests/")):
             assert (ROOT / "src/cuckoo_api" / code).exists(), code
+
+
+@pytest.mark.parametrize(
+    "name", [*PAGES, *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("plugins/*/README.md"))]
+)
+def test_what_a_reader_is_to_type_is_done_by_a_test(name: str) -> None:
+    text = page(name)
+    languages = {block.language for block in blocks(text)}
+    assert not languages & {"bash", "shell", "zsh"}, "sh, console or text"
+    if "sh" in languages:
+        assert any(f'"{name}"' in path.read_text() for path in FOLLOWERS), "no test follows it"
+    told = re.findall(r"^<!-- as (\S+) does -->\n\n```console$", text, re.MULTILINE)
+    assert len(told) == text.count("\n```console\n"), "a comment before it names its test"
+    for path in told:
+        assert (ROOT / path).is_file(), path
 
 
 def test_every_page_is_in_the_navigation() -> None:
