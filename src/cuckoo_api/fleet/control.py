@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 import structlog
 
-from cuckoo_api.fleet.deadlines import Deadlines, backoff, to_the_end
+from cuckoo_api.fleet.backends import Backends
+from cuckoo_api.fleet.deadlines import Deadlines, to_the_end
+from cuckoo_api.fleet.exchange import Exchange, Left
 from cuckoo_api.fleet.hypervisor import NO_LIMIT, Hypervisor
 from cuckoo_api.fleet.leases import Lease
 from cuckoo_api.fleet.setup import backend_configs, machine_row
-from cuckoo_api.fleet.slots import Slot
-from cuckoo_api.fleet.upkeep import MAX_REASON, Upkeep, fault_text
+from cuckoo_api.fleet.slots import Slot, slots_of
+from cuckoo_api.fleet.upkeep import Upkeep
 from cuckoo_api.machinery import (
-    BadConfig,
-    Capability,
+    BackendConfig,
     MachineryError,
     MachineryPlugin,
     MachineState,
@@ -51,12 +51,20 @@ class Fleet:
         self._settings = settings
         self._plugins = plugins
         self._store = store
+        self._given_deadlines = deadlines
         self._deadlines = deadlines or Deadlines.of(settings.timeouts)
         self._hypervisors: list[Hypervisor] = []
+        self._serving: dict[Hypervisor, asyncio.Task[None]] = {}
         self._slots: dict[str, Slot] = {}
         self._starts = asyncio.Semaphore(settings.cuckoo.max_vmstartup_count or NO_LIMIT)
         self._upkeep = Upkeep(store, self._deadlines, self._slots)
-        self._recovering = False
+        self._backends = Backends(store, self._upkeep, self._slots)
+        self._exchange = Exchange(
+            self._slots, self._hypervisors, shut=self._shut, bring_in=self._bring_in_later
+        )
+        self._exchanging: asyncio.Task[None] | None = None
+        self.on_opened: Callable[[], Awaitable[None]] = _nothing
+        """Awaited before machines that :meth:`reconfigure` took in are given out."""
 
     # -- start and end --------------------------------------------------------------------------
 
@@ -67,36 +75,56 @@ class Fleet:
         twice. A backend that cannot be opened puts its machines in quarantine with the reason
         and is tried again in the background; the others work.
         """
-        self._hypervisors = [
-            Hypervisor(
-                self._plugins[config.name],
-                config,
-                self._deadlines,
-                max_starts=self._settings.machinery[config.name].max_vmstartup_count,
-            )
-            for config in backend_configs(self._settings, self._plugins)
-        ]
-        pairs = {m.name: (m, hv) for hv in self._hypervisors for m in hv.config.machines}
+        configs = backend_configs(self._settings, self._plugins)
+        self._exchange.wanted = {config.name: config for config in configs}
         # before the sync, which forgets quarantines: such a machine may run because of us
-        before = {row.name: row for row in await self._store.machines.list()}
-        rows = await self._store.machines.sync(
-            [machine_row(config, hypervisor.name) for config, hypervisor in pairs.values()]
-        )
-        for row in rows:
-            slot = self._slots[row.name] = Slot(row, *pairs[row.name])
-            old = before.get(row.name, row)
-            slot.stale = old.locked or old.quarantine is not None
-            if old.quarantine is not None:  # kept until recover(), should this process die as well
-                await self._store.machines.set_quarantine(row.name, old.quarantine)
-        tried = [asyncio.Event() for _ in self._hypervisors]
+        left = {
+            row.name: row.quarantine
+            for row in await self._store.machines.list()
+            if row.locked or row.quarantine is not None
+        }
         try:
-            for hypervisor, event in zip(self._hypervisors, tried, strict=True):
-                self._upkeep.spawn(self._serve(hypervisor, event))
-            for event in tried:
-                await event.wait()
+            await self._bring_in(configs, left)
         except BaseException:
             await self.close()
             raise
+
+    async def reconfigure(self, settings: Settings) -> None:
+        """Take other settings on. Raises ConfigError, with nothing changed, where they cannot work.
+
+        New limits count from the next start of a machine on, tags and platforms from the next
+        task. A machinery of which more has changed is opened anew when its last task has ended, in
+        the background: new machines come, those that are gone go.
+        """
+        wanted = {config.name: config for config in backend_configs(settings, self._plugins)}
+        before, self._settings, self._exchange.wanted = self._settings, settings, wanted
+        if before.cuckoo.max_vmstartup_count != settings.cuckoo.max_vmstartup_count:
+            self._starts = asyncio.Semaphore(settings.cuckoo.max_vmstartup_count or NO_LIMIT)
+        if self._given_deadlines is None:
+            self._deadlines = self._upkeep.deadlines = Deadlines.of(settings.timeouts)
+        for hypervisor in self._hypervisors:
+            hypervisor.deadlines = self._deadlines
+            if (section := settings.machinery.get(hypervisor.name)) is not None:
+                hypervisor.limit_starts(section.max_vmstartup_count)
+            if self._exchange.adopt(hypervisor):
+                await self._describe(hypervisor)
+        self._exchange.hold()
+        if self._exchanging is None or self._exchanging.done():
+            self._exchanging = self._upkeep.spawn(self._exchange.run())
+        self._upkeep.changed.set()
+
+    async def settled(self) -> None:
+        """Return once everything is as the last :meth:`reconfigure` wants it."""
+        if self._exchanging is not None:
+            await asyncio.wait({self._exchanging})
+
+    async def _describe(self, hypervisor: Hypervisor) -> None:
+        configs = {config.name: config for config in hypervisor.config.machines}
+        for slot in slots_of(self._slots, hypervisor):
+            slot.config = configs[slot.machine.name]
+            row = machine_row(slot.config, hypervisor.name)
+            slot.machine = msgspec.structs.replace(row, id=slot.machine.id)
+            await self._store.machines.describe(slot.machine)
 
     async def recover(self) -> None:
         """Take back what an earlier process left: machines it held are powered off and unlocked.
@@ -104,9 +132,7 @@ class Fleet:
         Call it once, after :meth:`open`; until then such machines are not free. Those that run
         though no process of ours held them are left alone.
         """
-        self._recovering = True
-        stale = [slot for slot in self._slots.values() if slot.stale]
-        await asyncio.gather(*(self._take_back(slot) for slot in stale))
+        await self._backends.recover()
 
     async def close(self) -> None:
         """Power off what is leased, close the backends. In bounded time; raises nothing."""
@@ -169,8 +195,8 @@ class Fleet:
         None too when the machine is not free any more or ``[cuckoo] max_machines_count`` is
         reached. Cancelled, it leaves the task in the queue and the machine free.
         """
-        slot = self._slots[machine.name]
-        if not slot.free or not self._has_room():
+        slot = self._slots.get(machine.name)
+        if slot is None or not slot.free or not self._has_room():
             return None
         slot.taken = True
         claim = asyncio.ensure_future(self._claim(slot))
@@ -264,112 +290,87 @@ class Fleet:
         slot.lease = None
         slot.taken = False
         log.info("machine.released", machine=lease.machine.name, quarantine=slot.quarantine)
+        self._exchange.news.set()
         self._upkeep.mend_later(slot)
         self._upkeep.changed.set()
 
-    async def _take_back(self, slot: Slot) -> None:
-        if slot.hypervisor.is_open:
-            trouble = await self._upkeep.mend(slot)
-            if trouble is None:
-                return
-            if not slot.faults:
-                slot.suspect, slot.stale = True, False
-                trouble = f"left behind by an earlier process: {trouble}"
-            await self._upkeep.quarantine(slot, trouble)
-            self._upkeep.mend_later(slot)
-        # else it stays stale, and is taken back when the backend opens
-        await self._upkeep.persist(self._store.machines.unlock(slot.machine.name))
-
     # -- backends -------------------------------------------------------------------------------
 
-    async def _serve(self, hypervisor: Hypervisor, tried: asyncio.Event) -> None:
-        """Keep one backend open and listen to it, as long as the fleet is open."""
+    async def _bring_in(
+        self, configs: Sequence[BackendConfig], left: Left, *, held: bool = False
+    ) -> None:
+        """Make backends, and a slot for each of their machines; returns once each was tried."""
+        made = [self._hypervisor(config) for config in configs]
+        pairs = {m.name: (m, hv) for hv in made for m in hv.config.machines}
+        new = [machine_row(config, hypervisor.name) for config, hypervisor in pairs.values()]
+        for row in await self._store.machines.sync(new, others=self._slots.keys()):
+            if row.name not in pairs:
+                continue
+            slot = self._slots[row.name] = Slot(row, *pairs[row.name])
+            slot.stale, slot.held = row.name in left, held
+            if (reason := left.get(row.name)) is not None:
+                # kept until it was taken back, should this process die as well
+                await self._store.machines.set_quarantine(row.name, reason)
+        self._hypervisors += made
+        tried = [asyncio.Event() for _ in made]
+        for hypervisor, event in zip(made, tried, strict=True):
+            self._serving[hypervisor] = self._upkeep.spawn(self._backends.serve(hypervisor, event))
+        for event in tried:
+            await event.wait()
+
+    async def _bring_in_later(self, configs: Sequence[BackendConfig], left: Left) -> None:
+        await self._bring_in(configs, left, held=True)
+        await self.on_opened()
+        for slot in self._slots.values():
+            slot.held = False
+        self._upkeep.changed.set()
+
+    def _hypervisor(self, config: BackendConfig) -> Hypervisor:
+        return Hypervisor(
+            self._plugins[config.name],
+            config,
+            self._deadlines,
+            max_starts=self._settings.machinery[config.name].max_vmstartup_count,
+        )
+
+    async def _shut(self, hypervisor: Hypervisor) -> Left:
+        """Close a backend, none of whose machines is taken, and forget it and them.
+
+        What may run because of us, and will be another one's, is told; the rest is switched off.
+        """
+        slots = slots_of(self._slots, hypervisor)
+        tasks = [self._serving.pop(hypervisor), *(s.mending for s in slots if s.mending)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        wanted = self._exchange.wanted.get(hypervisor.name)
+        stay = {(m.name, m.label) for m in wanted.machines} if wanted is not None else set()
+        left: Left = {}
+        for slot in slots:
+            if slot.suspect or slot.stale or slot.zombie:
+                if (slot.machine.name, slot.label) in stay:
+                    left[slot.machine.name] = slot.quarantine
+                else:
+                    await self._switch_off(slot)
+        await hypervisor.close()
+        self._hypervisors.remove(hypervisor)
+        for slot in slots:
+            del self._slots[slot.machine.name]
+        return left
+
+    @staticmethod
+    async def _switch_off(slot: Slot) -> None:
         try:
-            known = await self._reach(hypervisor, tried)
-            if known is None:
-                return
-            slots = self._slots_of(hypervisor)
-            await asyncio.gather(*(self._upkeep.look(slot, known) for slot in slots))
-            for slot in slots:  # in order: of two that are one machine, the first is used
-                self._upkeep.judge(slot)
-            await asyncio.gather(*(self._admit(slot) for slot in slots))
-        finally:
-            tried.set()
-        if Capability.WATCH in hypervisor.capabilities:
-            await self._listen(hypervisor)
-
-    async def _reach(self, hypervisor: Hypervisor, tried: asyncio.Event) -> list[str] | None:
-        """Open the backend, however long it takes; its labels. None when it never can be."""
-        for failures in itertools.count(1):
-            try:
-                await hypervisor.open()
-                return await hypervisor.labels()
-            except MachineryError as exc:
-                await hypervisor.close()
-                await self._bar(hypervisor, str(exc))
-                if isinstance(exc, BadConfig):
-                    return None
-            tried.set()
-            first, last = self._deadlines.first_reopen, self._deadlines.last_reopen
-            await asyncio.sleep(backoff(first, last, failures))
-        return None
-
-    async def _bar(self, hypervisor: Hypervisor, reason: str) -> None:
-        """Quarantine all its machines; they come back by themselves when it opens."""
-        log.error("machinery.unavailable", machinery=hypervisor.name, reason=reason)
-        text = f"{hypervisor.name} cannot be used: {reason}"[:MAX_REASON]
-        for slot in self._slots_of(hypervisor):
-            await self._upkeep.heard(
-                slot, StateChange(slot.label, MachineState.UNREACHABLE, reason)
-            )
-            if slot.quarantine != text:
-                await self._upkeep.set_quarantine(slot, text)
-
-    async def _admit(self, slot: Slot) -> None:
-        """Take in one machine of a backend that has just been opened, or bar it with its faults."""
-        was_barred, slot.quarantine = slot.quarantine is not None, None
-        slot.state, slot.asked_at = None, float("-inf")
-        if slot.seen is None:
-            await self._upkeep.quarantine(slot, fault_text(slot))
-            return
-        if slot.stale:
-            if self._recovering:
-                await self._take_back(slot)
-        elif slot.faults:
-            await self._upkeep.quarantine(slot, fault_text(slot))
-        elif was_barred:
-            await self._upkeep.set_quarantine(slot, None)
-        await self._upkeep.refresh(slot)  # also where events will tell: the first may take a while
-
-    async def _listen(self, hypervisor: Hypervisor) -> None:
-        loop = asyncio.get_running_loop()
-        first, last = self._deadlines.first_reopen, self._deadlines.last_reopen
-        failures = 0
-        slots = {slot.label: slot for slot in self._slots_of(hypervisor)}
-        while True:
-            began, reason = loop.time(), "its stream of events ended"
-            try:
-                async with hypervisor.events() as events:
-                    async for change in events:
-                        if (slot := slots.get(change.label)) is not None:
-                            self._upkeep.heard_event(slot, change)
-            except MachineryError as exc:
-                reason = str(exc)
-            # a stream that breaks as soon as it has begun must not be begun again every second
-            failures = 1 if loop.time() - began > last else failures + 1
-            log.warning("machinery.lost", machinery=hypervisor.name, reason=reason)
-            for slot in slots.values():
-                change = StateChange(slot.label, MachineState.UNREACHABLE, reason)
-                self._upkeep.heard_event(slot, change)
-            await asyncio.sleep(backoff(first, last, failures))
-
-    # -- small things ---------------------------------------------------------------------------
-
-    def _slots_of(self, hypervisor: Hypervisor) -> list[Slot]:
-        return [slot for slot in self._slots.values() if slot.hypervisor is hypervisor]
+            await slot.hypervisor.ensure_off(slot.label, even_if_off=slot.zombie)
+        except MachineryError as exc:
+            log.warning("machine.left_behind", machine=slot.machine.name, reason=str(exc))
 
     @staticmethod
     def _row(slot: Slot, row: Machine | None = None) -> Machine:
         return msgspec.structs.replace(
             row or slot.machine, status=slot.state, quarantine=slot.quarantine
         )
+
+
+async def _nothing() -> None:
+    pass

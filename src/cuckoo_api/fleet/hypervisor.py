@@ -58,11 +58,18 @@ class Hypervisor:
         self.name = config.name
         self.config = config
         self.deadlines = deadlines
+        self._max_starts = max_starts
         self.starts = asyncio.Semaphore(max_starts or NO_LIMIT)
         self._looks = asyncio.Semaphore(_LOOKS)
         self._secrets = _secrets(config)
         self._plugin = plugin
         self._backend: MachineryBackend | None = None
+
+    def limit_starts(self, most: int) -> None:
+        """Another limit; who waits or starts now still keeps to the one before."""
+        if most != self._max_starts:
+            self._max_starts = most
+            self.starts = asyncio.Semaphore(most or NO_LIMIT)
 
     @property
     def is_open(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ class Slot:
     """One configured machine. Only the fleet and the machine's lease write here."""
 
     machine: Machine
-    """The row, as it was when the server started."""
+    """The row, as it was when the machine was taken in."""
     config: MachineConfig
     hypervisor: Hypervisor
     state: MachineState | None = None
@@ -30,6 +31,8 @@ class Slot:
     taken: bool = False
     """Being leased, leased, or being released."""
     lease: Lease | None = None
+    held: bool = False
+    """Its backend is about to be closed, or is not ready: it is given to nobody."""
     stale: bool = False
     """An earlier process left it locked or in quarantine: it may run because of us."""
     suspect: bool = False
@@ -62,8 +65,14 @@ class Slot:
         """Whether a task may be given to it."""
         return (
             not self.taken
+            and not self.held
             and not self.stale
             and self.quarantine is None
             and self.hypervisor.is_open
             and self.state is not MachineState.UNREACHABLE
         )
+
+
+def slots_of(slots: Mapping[str, Slot], hypervisor: Hypervisor) -> list[Slot]:
+    """The machines of one backend."""
+    return [slot for slot in slots.values() if slot.hypervisor is hypervisor]

@@ -31,7 +31,7 @@ class Upkeep:
         """What runs in the background, until the fleet closes."""
         self.closed = False
         self._store = store
-        self._deadlines = deadlines
+        self.deadlines = deadlines
         self._slots = slots
 
     # -- quarantine -----------------------------------------------------------------------------
@@ -56,7 +56,7 @@ class Upkeep:
             slot.mending = self.spawn(self._keep_mending(slot))
 
     async def _keep_mending(self, slot: Slot) -> None:
-        first, last = self._deadlines.first_retry, self._deadlines.last_retry
+        first, last = self.deadlines.first_retry, self.deadlines.last_retry
         while True:
             # a fault is mended by a person, who is not to wait longer each time
             pause = first if slot.faults else backoff(first, last, slot.failures)
@@ -157,7 +157,7 @@ class Upkeep:
         """Ask the hypervisor, unless it was asked a moment ago."""
         async with slot.asking:
             age = asyncio.get_running_loop().time() - slot.asked_at
-            if age <= self._deadlines.fresh or not slot.hypervisor.is_open:
+            if age <= self.deadlines.fresh or not slot.hypervisor.is_open:
                 return
             try:
                 change = StateChange(slot.label, await slot.hypervisor.state(slot.label))

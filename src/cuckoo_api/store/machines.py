@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -41,9 +41,7 @@ _INSERT = compiled(
     sa.insert(machines).values({name: sa.bindparam(name) for name in ("name", *_CONFIGURED)})
 )
 _CONFIGURE = compiled(
-    sa.update(machines)
-    .where(_by_name)
-    .values({name: sa.bindparam(name) for name in _CONFIGURED} | {"quarantine": sa.null()})
+    sa.update(machines).where(_by_name).values({name: sa.bindparam(name) for name in _CONFIGURED})
 )
 _DELETE = compiled(sa.delete(machines).where(_by_name))
 _STATUS = compiled(
@@ -80,34 +78,52 @@ def _machine(row: Row) -> Machine:
     return Machine(**values)
 
 
+def _values(machine: Machine) -> dict[str, Any]:
+    """What the configuration decides, as its columns hold it."""
+    values = {name: getattr(machine, name) for name in _CONFIGURED}
+    for name in _JSON:
+        if name in values:
+            values[name] = json.dumps(values[name], ensure_ascii=False)
+    return values
+
+
 class MachineStore:
     """The machines of all machineries."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def sync(self, configured: Sequence[Machine]) -> list[Machine]:
+    async def sync(
+        self, configured: Sequence[Machine], *, others: Collection[str] = ()
+    ) -> list[Machine]:
         """Make the rows those of the configuration; ids, locks and states of known names stay.
 
-        Quarantines are forgotten: a restart is the operator's word that things were mended.
+        Quarantines are forgotten: that a machine is taken in anew is the operator's word that
+        things were mended. The rows of ``others`` stay as they are.
         """
 
         async def operation(transaction: Transaction) -> None:
             known = {name for (name,) in await transaction.rows(_NAMES, {})}
             for machine in configured:
-                values = {name: getattr(machine, name) for name in _CONFIGURED}
-                for name in _JSON:
-                    if name in values:
-                        values[name] = json.dumps(values[name], ensure_ascii=False)
+                values = _values(machine)
                 if machine.name in known:
                     await transaction.run(_CONFIGURE, {**values, "by_name": machine.name})
+                    await transaction.run(_QUARANTINE, {"by_name": machine.name, "reason": None})
                 else:
                     await transaction.run(_INSERT, {**values, "name": machine.name})
-            for name in known - {machine.name for machine in configured}:
+            for name in known - {machine.name for machine in configured} - {*others}:
                 await transaction.run(_DELETE, {"by_name": name})
 
         await self._database.write(operation)
         return await self.list()
+
+    async def describe(self, machine: Machine) -> None:
+        """Keep what the configuration says of a machine that is there, and nothing else."""
+
+        async def operation(transaction: Transaction) -> None:
+            await transaction.run(_CONFIGURE, {**_values(machine), "by_name": machine.name})
+
+        await self._database.write(operation)
 
     async def list(self) -> list[Machine]:
         """Every configured machine, by id."""
