@@ -210,7 +210,7 @@ class AnalysisService:
 
     async def _check(self, task: NewTask) -> None:
         """Refuse what this server can never do."""
-        check_route(task, self._settings.routing.offered)
+        check_route(task, self._settings.network.routes)
         if task.callback:
             allow_private = self._settings.webhooks.allow_private
             check_url("callback", task.callback, allow_private=allow_private)

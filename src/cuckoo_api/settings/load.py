@@ -10,10 +10,22 @@ from typing import Any, TypeVar, get_type_hints
 
 from cuckoo_api.machinery import MachineConfig, MachineryPlugin, Option, Secret
 from cuckoo_api.model.errors import ConfigError
+from cuckoo_api.settings.fields import MAX_INT
 from cuckoo_api.settings.ini import Findings, IniFile
+from cuckoo_api.settings.routing import (
+    InetsimSection,
+    Network,
+    RooterSection,
+    RoutingSection,
+    TorSection,
+    Vpn,
+    VpnSection,
+    check_network,
+    complete,
+    read_vpns,
+)
 from cuckoo_api.settings.tokens import Token, read_tokens
 from cuckoo_api.settings.types import (
-    MAX_INT,
     ApiSection,
     ArchivesSection,
     CuckooSection,
@@ -23,7 +35,6 @@ from cuckoo_api.settings.types import (
     ReportingSection,
     ResultServerSection,
     RetentionSection,
-    RoutingSection,
     Settings,
     TimeoutsSection,
     VirusTotalSection,
@@ -46,22 +57,29 @@ SECTIONS: dict[str, dict[str, type]] = {
         "virustotal": VirusTotalSection,
         "webhooks": WebhooksSection,
     },
-    "routing": {"routing": RoutingSection},
+    "routing": {
+        "routing": RoutingSection,
+        "inetsim": InetsimSection,
+        "tor": TorSection,
+        "vpn": VpnSection,
+        "rooter": RooterSection,
+    },
 }
 """File and section -> dataclass."""
 
 INHERITED = {
     ("cuckoo", "cuckoo"): (
         "version_check ignore_vulnerabilities web_secret delete_original delete_bin_copy "
-        "terminate_processes reschedule process_results max_analysis_count daydream rooter"
+        "terminate_processes reschedule process_results max_analysis_count daydream"
     ),
     ("cuckoo", "resultserver"): "force_port pool_size",
     ("cuckoo", "processing"): "resolve_dns sort_pcap",
-    ("routing", "routing"): "internet rt_table auto_rt drop",
+    ("routing", "routing"): "auto_rt",
+    ("routing", "inetsim"): "dnsport",
 }
 """Keys of Cuckoo 2's files that mean nothing here (yet): an upgrader's file brings them."""
 
-INHERITED_SECTIONS = {"cuckoo": ("feedback", "remotecontrol"), "routing": ("*",)}
+INHERITED_SECTIONS = ("feedback", "remotecontrol")
 
 MACHINE_KEYS = (
     "label",
@@ -88,13 +106,11 @@ def load_settings(
     findings = Findings()
     tokens = read_tokens(cwd, findings)
     sections: dict[str, Any] = {}
-    for name, known in SECTIONS.items():
-        file = IniFile(cwd / "conf" / f"{name}.conf", f"conf/{name}.conf", findings)
-        for section, kind in known.items():
-            file.know(section, INHERITED.get((name, section), "").split())
-            sections[section] = _section(file, section, kind)
-        _check(file, sections, tokens)
-        file.finish(INHERITED_SECTIONS[name])
+    file = IniFile(cwd / "conf" / "cuckoo.conf", "conf/cuckoo.conf", findings)
+    sections |= _sections(file, "cuckoo")
+    _check(file, sections, tokens)
+    file.finish(INHERITED_SECTIONS)
+    network = _network(cwd, findings)
     if machinery is not None:
         sections["cuckoo"] = dataclasses.replace(sections["cuckoo"], machinery=tuple(machinery))
     by_name = {plugin.name: plugin for plugin in plugins}
@@ -114,10 +130,56 @@ def load_settings(
     return Settings(
         cwd=cwd.resolve(),
         **sections,
+        routing=network.routing,
+        inetsim=network.inetsim,
+        tor=network.tor,
+        rooter=network.rooter,
+        vpns=network.vpns,
         machinery=machineries,
         tokens=tokens,
         warnings=tuple(findings.warnings),
     )
+
+
+def load_network(cwd: Path) -> Network:
+    """Read what the rooter has to know. Raises ConfigError with every fault of it."""
+    findings = Findings()
+    network = _network(cwd, findings)
+    socket = IniFile(cwd / "conf" / "cuckoo.conf", "conf/cuckoo.conf", Findings())
+    if findings.faults:
+        raise ConfigError(findings.faults)
+    where = socket.text("cuckoo", "rooter")
+    return dataclasses.replace(network, socket=Path(where)) if where else network
+
+
+def _network(cwd: Path, findings: Findings) -> Network:
+    file = IniFile(cwd / "conf" / "routing.conf", "conf/routing.conf", findings)
+    sections = _sections(file, "routing")
+    wanted: VpnSection = sections.pop("vpn")
+    for section in set(file.sections) - set(SECTIONS["routing"]) - set(wanted.vpns):
+        if file.text(section, "interface"):  # a VPN that is not used
+            file.know(section, (item.name for item in dataclasses.fields(Vpn)))
+    found: dict[str, Vpn] = {}
+    for name in wanted.vpns if wanted.enabled else ():
+        if name in file.sections:
+            found[name] = complete(_section(file, name, Vpn), name)
+        else:
+            file.fault("vpn", "vpns", f"{name!r} has no section [{name}]")
+    for name in wanted.vpns:
+        file.know(name, (item.name for item in dataclasses.fields(Vpn)))
+    network = Network(**sections, vpns=read_vpns(file, wanted, found))
+    check_network(file, network)
+    file.finish()
+    return network
+
+
+def _sections(file: IniFile, name: str) -> dict[str, Any]:
+    """All of a file's sections that are always known, by name."""
+    found: dict[str, Any] = {}
+    for section, kind in SECTIONS[name].items():
+        file.know(section, INHERITED.get((name, section), "").split())
+        found[section] = _section(file, section, kind)
+    return found
 
 
 def _section(file: IniFile, section: str, kind: type[T]) -> T:
@@ -160,8 +222,6 @@ def database_url(cwd: Path) -> str:
 
 def _check(file: IniFile, sections: dict[str, Any], tokens: tuple[Token, ...]) -> None:
     """What a single value cannot show."""
-    if "routing" in sections:
-        return
     api, cuckoo = sections["api"], sections["cuckoo"]
     if not cuckoo.api_token and not tokens and not is_loopback(api.host):
         file.fault(

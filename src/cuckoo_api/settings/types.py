@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cuckoo_api.machinery import MachineConfig
+from cuckoo_api.settings.fields import number
+from cuckoo_api.settings.routing import (
+    InetsimSection,
+    Network,
+    RooterSection,
+    RoutingSection,
+    TorSection,
+    Vpn,
+)
 from cuckoo_api.settings.tokens import Token
-
-MAX_INT = (1 << 31) - 1
-
-
-def number(default: int, low: int, high: int = MAX_INT, *, scale: int = 1) -> Any:
-    """An integer field. The file holds ``default / scale``, within ``low`` and ``high``."""
-    return field(default=default, metadata={"low": low, "high": high, "scale": scale})
-
-
-def choice(default: str, *allowed: str) -> Any:
-    """A field that takes one of a few words."""
-    return field(default=default, metadata={"choices": allowed})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +34,8 @@ class CuckooSection:
     freespace: int = number(1 << 30, 0, scale=1 << 20)
     """Bytes (conf: MB, as in Cuckoo 2) below which no analysis starts."""
     tmppath: Path | None = None
+    rooter: Path = Path("/run/cuckoo-rooter/rooter.sock")
+    """The socket of the privileged helper, see ``cuckoo rooter``."""
     max_attempts: int = number(3, 1, 100)
     """How often the infrastructure may fail a task before it is given up."""
 
@@ -169,22 +167,6 @@ class WebhooksSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoutingSection:
-    """``[routing]`` of routing.conf."""
-
-    route: str = choice("none", "none", "sinkhole")
-    """``none``: a guest reaches the result server and nothing else; ``sinkhole``: also a DNS and
-    HTTP responder on the host that answers every name and request itself."""
-    sinkhole_dns_port: int = number(53, 1, 65535)
-    sinkhole_http_port: int = number(80, 1, 65535)
-
-    @property
-    def offered(self) -> frozenset[str]:
-        """The routes that a task may ask for."""
-        return frozenset({self.route})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MachinerySettings:
     """One machinery's own file, ``conf/<name>.conf``, read with the help of its plugin."""
 
@@ -211,7 +193,12 @@ class Settings:
     archives: ArchivesSection = ArchivesSection()
     virustotal: VirusTotalSection = VirusTotalSection()
     webhooks: WebhooksSection = WebhooksSection()
-    routing: RoutingSection = RoutingSection()
+    routing: RoutingSection = field(default_factory=RoutingSection)
+    inetsim: InetsimSection = field(default_factory=InetsimSection)
+    tor: TorSection = field(default_factory=TorSection)
+    rooter: RooterSection = field(default_factory=RooterSection)
+    vpns: Mapping[str, Vpn] = field(default_factory=dict)
+    """By the name that tasks use; those of ``[vpn]`` in routing.conf."""
     machinery: Mapping[str, MachinerySettings] = field(default_factory=dict)
     tokens: tuple[Token, ...] = ()
     """Those of tokens.conf."""
@@ -222,6 +209,18 @@ class Settings:
     def asks_for_token(self) -> bool:
         """Whether there is authentication; without it the server listens on loopback only."""
         return bool(self.cuckoo.api_token or self.tokens)
+
+    @property
+    def network(self) -> Network:
+        """All of routing.conf, and where the rooter is."""
+        return Network(
+            routing=self.routing,
+            inetsim=self.inetsim,
+            tor=self.tor,
+            rooter=self.rooter,
+            vpns=self.vpns,
+            socket=self.cuckoo.rooter,
+        )
 
     @property
     def storage(self) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from docskit import ROOT, codes, page, rows, section, table
 
 from cuckoo_api.machinery import Option
-from cuckoo_api.settings import default_conf, tokens
+from cuckoo_api.settings import Vpn, default_conf, tokens
 from cuckoo_api.settings.ini import Findings, IniFile
 from cuckoo_api.settings.init import CORE_FILES
 from cuckoo_api.settings.load import INHERITED, INHERITED_SECTIONS, MACHINE_KEYS, SECTIONS
@@ -150,9 +150,14 @@ def test_the_ignored_keys_of_cuckoo_2_are_listed() -> None:
         (f"`conf/{file}.conf`", f"`[{name}]`"): keys.split()
         for (file, name), keys in INHERITED.items()
     }
-    for name in INHERITED_SECTIONS["cuckoo"]:
+    for name in INHERITED_SECTIONS:
         assert f"`[{name}]`" in text
-    assert INHERITED_SECTIONS["routing"] == ("*",)
+
+
+def test_the_keys_of_a_vpn_are_documented() -> None:
+    assert list(table(section(PAGE, "A VPN's section"))) == [
+        field.name for field in dataclasses.fields(Vpn)
+    ]
 
 
 def test_the_keys_of_a_token_are_documented_and_shown(tmp_path: Path) -> None:

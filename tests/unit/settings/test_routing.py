@@ -1,0 +1,105 @@
+"""routing.conf: routes and VPNs, with the keys of Cuckoo 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cuckoo_api.model.errors import ConfigError
+from cuckoo_api.settings import Network, load_network, load_settings
+
+VPNS = """
+[routing]
+route = vpn0
+internet = eth0
+drop = yes
+[vpn]
+enabled = yes
+vpns = vpn0, wg
+[vpn0]
+name = vpn0
+description = Spain, Europe
+interface = tun0
+rt_table = tun0
+management = /run/openvpn/vpn0.sock
+country = ES
+[wg]
+interface = wg0
+type = wireguard
+probe = 10.9.0.1:80
+[other]
+interface = tun9
+[rooter]
+group = cuckoo
+interfaces = virbr0, virbr1
+"""
+
+
+def network(tmp_path: Path, text: str) -> Network:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "routing.conf").write_text(text)
+    return load_network(tmp_path)
+
+
+def faults(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        network(tmp_path, text)
+    return [fault.removeprefix("conf/routing.conf:") for fault in caught.value.faults]
+
+
+def test_vpns_are_read_and_the_routes_that_they_make(tmp_path: Path) -> None:
+    found = network(tmp_path, VPNS)
+    vpn, wireguard = found.vpns["vpn0"], found.vpns["wg"]
+    assert (vpn.type, vpn.country, vpn.rt_table) == ("openvpn", "es", "tun0")
+    assert (wireguard.type, wireguard.name, wireguard.probe) == ("wireguard", "wg", "10.9.0.1:80")
+    assert found.routes == {"none", "drop", "internet", "vpn0", "wg", "vpn:random", "vpn:es"}
+    assert found.candidates("vpn:random") == ["vpn0", "wg"]
+    assert found.candidates("vpn:es") == ["vpn0"]
+    assert found.candidates("internet") == ["internet"]
+    assert found.rooter.interfaces == ("virbr0", "virbr1")
+    assert load_settings(tmp_path, [], machinery=()).network == found
+
+
+def test_without_anything_there_is_no_route_but_the_configured_one(tmp_path: Path) -> None:
+    assert network(tmp_path, "").routes == {"none"}
+    (tmp_path / "conf" / "routing.conf").write_text("[routing]\nroute = sinkhole\n")
+    assert load_network(tmp_path).routes == {"sinkhole"}
+
+
+def test_a_vpn_that_is_not_used_brings_no_warning(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "routing.conf").write_text(VPNS)
+    assert load_settings(tmp_path, [], machinery=()).warnings == ()
+    disabled = VPNS.replace("enabled = yes", "enabled = no").replace("route = vpn0", "route = none")
+    (tmp_path / "conf" / "routing.conf").write_text(disabled)
+    assert load_settings(tmp_path, [], machinery=()).warnings == ()
+    assert load_network(tmp_path).vpns == {}
+
+
+def test_what_is_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+    text = (
+        "[routing]\nroute = tor\ninternet = a/b\ndns = example\non_down = later\n"
+        "[inetsim]\nenabled = yes\nports = 80\n"
+        "[vpn]\nenabled = yes\nvpns = a, b, gone\n"
+        "[a]\nname = none\ninterface = a/b\n[b]\ninterface = tun0\ntype = openvpn\ncountry = abc\n"
+        "rt_table = local\ndns = x\n"
+    )
+    allowed = "none, sinkhole, b, inetsim, internet, vpn:abc, vpn:random"
+    assert sorted(faults(tmp_path, text)) == sorted(
+        [
+            f"2 [routing] route: 'tor'; allowed: {allowed}",
+            "3 [routing] internet: 'a/b'; allowed: an interface's name, such as eth0",
+            "4 [routing] dns: 'example'; allowed: an IPv4 address",
+            "5 [routing] on_down: 'later'; allowed: fail, wait",
+            "8 [inetsim] ports: '80'; allowed: ports such as 80:8080",
+            "conf/routing.conf [inetsim] server: 'nothing'; allowed: an IPv4 address",
+            "11 [vpn] vpns: 'gone' has no section [gone]",
+            "13 [a] name: 'none'; allowed: letters and digits, no route's name",
+            "14 [a] interface: 'a/b'; allowed: such as tun0",
+            "conf/routing.conf [b] management: is missing: only OpenVPN itself knows its state",
+            "18 [b] country: 'abc'; allowed: two letters, such as de",
+            "19 [b] rt_table: 'local'; allowed: a number or a name",
+            "20 [b] dns: 'x'; allowed: an IPv4 address",
+        ]
+    )
