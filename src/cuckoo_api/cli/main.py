@@ -19,6 +19,7 @@ from cuckoo_api.cli.arguments import (
     add_task_commands,
     add_token_command,
 )
+from cuckoo_api.cli.networks import add_network_commands
 from cuckoo_api.cli.operations import add_operations_commands
 from cuckoo_api.cli.terminal import plain
 
@@ -133,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--timeout", type=int, default=30, help="seconds it may run (default: 30)")
 
     add_operations_commands(commands)
+    add_network_commands(commands)
     add_plugin_command(commands)
     add_completion_command(commands)
     return parser
@@ -178,6 +180,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
     if arguments.command == "api":
         return _api(arguments, cwd)
+    if arguments.command == "rooter":
+        from cuckoo_api.cli.rooter import rooter
+        from cuckoo_api.server.logs import configure_logs
+
+        configure_logs(debug=arguments.debug)
+        return rooter(arguments, cwd)
     _quiet()
     match arguments.command:
         case "init":

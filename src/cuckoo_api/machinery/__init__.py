@@ -19,6 +19,8 @@ from cuckoo_api.machinery.hookspec import (
     hookimpl,
 )
 from cuckoo_api.machinery.types import (
+    ROUTED_MARK,
+    ROUTED_MASK,
     BackendConfig,
     Capability,
     GuestAddress,
@@ -34,6 +36,8 @@ from cuckoo_api.machinery.types import (
 __all__ = [
     "API_VERSION",
     "PROJECT_NAME",
+    "ROUTED_MARK",
+    "ROUTED_MASK",
     "BackendConfig",
     "BackendUnavailable",
     "BadConfig",

@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ROUTED_MARK = 0xC0000000
+"""In the conntrack mark of what a guest may send beyond its network, and of the answers; with
+:data:`ROUTED_MASK`. Only the privileged helper sets it. A backend that shuts its guests' network
+itself lets such packets through: where they may go is then the helper's to say."""
+ROUTED_MASK = 0xFF000000
+
 
 class MachineState(enum.StrEnum):
     """The hypervisor's word for what a machine is doing now."""

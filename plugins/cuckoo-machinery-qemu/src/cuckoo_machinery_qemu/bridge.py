@@ -16,7 +16,14 @@ import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
-from cuckoo_api.machinery import BackendUnavailable, BadConfig, GuestAddress, Service
+from cuckoo_api.machinery import (
+    ROUTED_MARK,
+    ROUTED_MASK,
+    BackendUnavailable,
+    BadConfig,
+    GuestAddress,
+    Service,
+)
 from cuckoo_machinery_qemu.spec import Place
 
 AGENT_PORT = 8000
@@ -55,6 +62,7 @@ table inet cuckoo_{bridge} {{
     }}
     chain forward {{
         type filter hook forward priority -10; policy accept;
+        ct mark & {ROUTED_MASK:#x} == {ROUTED_MARK:#x} accept
         iifname "{bridge}" drop
         oifname "{bridge}" drop
     }}

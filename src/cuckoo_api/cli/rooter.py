@@ -1,0 +1,75 @@
+"""``cuckoo rooter``: the privileged helper, until a signal stops it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import signal
+from pathlib import Path
+
+import structlog
+
+from cuckoo_api.model.errors import ConfigError
+from cuckoo_api.network.rooter.server import Rooter
+from cuckoo_api.settings import Network, load_network
+
+log = structlog.get_logger()
+
+
+def rooter(arguments: argparse.Namespace, cwd: Path) -> int:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads routing.conf again."""
+    asyncio.run(_serve(arguments, cwd))
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace, cwd: Path) -> None:
+    network = _network(arguments, cwd)
+    if not network.rooter.interfaces:
+        raise ConfigError(
+            [
+                "conf/routing.conf [rooter] interfaces: is empty; allowed: the guests' networks as "
+                "this host sees them, such as virbr0"
+            ]
+        )
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    served = Rooter(network)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reread() -> None:
+        task = asyncio.create_task(_reload(served, arguments, cwd))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reread)
+    path = Path(arguments.socket) if arguments.socket else network.socket
+    await served.open(path)
+    try:
+        log.info("rooter.ready", socket=str(path), interfaces=network.rooter.interfaces)
+        print(f"The rooter listens on {path}", flush=True)
+        await stopped.wait()
+    finally:
+        await served.close()
+        path.unlink(missing_ok=True)
+    log.info("rooter.stopped")
+
+
+async def _reload(served: Rooter, arguments: argparse.Namespace, cwd: Path) -> None:
+    """Take what is in the file now; where it is wrong the old stays."""
+    try:
+        await served.reload(_network(arguments, cwd))
+    except ConfigError as exc:
+        for fault in exc.faults:
+            log.error("rooter.not_reloaded", fault=fault)
+
+
+def _network(arguments: argparse.Namespace, cwd: Path) -> Network:
+    network = load_network(cwd)
+    allowed = dataclasses.replace(
+        network.rooter,
+        user=arguments.user or network.rooter.user,
+        group=arguments.group or network.rooter.group,
+    )
+    return dataclasses.replace(network, rooter=allowed)

@@ -1,0 +1,241 @@
+"""The kernel's part: firewall, routing rules and tables, sysctls. Needs CAP_NET_ADMIN."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pyroute2 import AsyncIPRoute, NetlinkError  # type: ignore[import-untyped]
+
+from cuckoo_api.model.errors import CuckooError
+from cuckoo_api.network.rooter.commands import Peer, Service
+from cuckoo_api.network.rooter.ruleset import Exit, Grant, ruleset
+
+log = structlog.get_logger()
+
+OURS = 99
+"""In the ``protocol`` of each rule and route that we have made, and of no other."""
+FIRST_RULE, LAST_RULE = 18000, 18999
+"""Priorities: a guest's rule, and the one that ends everything else of a guests' network."""
+FIRST_TABLE = 18000
+"""Tables for VPNs that have none."""
+KILL_SWITCH = 4096
+"""The metric of the route that takes over when a tunnel's own is gone."""
+IPV4 = socket.AF_INET
+UNREACHABLE = 7
+SYSCTL = Path("/proc/sys/net/ipv4/conf")
+TABLE_NAMES = (Path("/etc/iproute2/rt_tables"), Path("/usr/share/iproute2/rt_tables"))
+PROGRAMS = {"nft": "nftables", "conntrack": "conntrack"}
+"""What is run, and Debian's package of it."""
+
+
+class KernelRefused(CuckooError):
+    """The kernel, or one of the programs, did not do what was asked."""
+
+
+class Kernel:
+    """What guests may do, as it stands in the kernel. One at a time."""
+
+    def __init__(self) -> None:
+        self._before: dict[Path, str] = {}
+        """Sysctls as they were before we changed them."""
+
+    async def reset(self, interfaces: Iterable[str]) -> None:
+        """Shut these networks, and remove the rules and routes that another rooter has left.
+
+        In this order: there is no moment at which a guest is less shut than before.
+        """
+        await self.apply(dict.fromkeys(interfaces, ()), ())
+        async with _netlink() as link:
+            for rule in [r async for r in link.get_rules(family=IPV4)]:
+                if rule.get("protocol") == OURS:
+                    await _change(link.rule("del", **_same_rule(rule)), gone=True)
+            for route in [r async for r in link.get_routes(family=IPV4)]:
+                if route["proto"] == OURS:
+                    await _change(link.route("del", **_same_route(route)), gone=True)
+            for name in interfaces:
+                await _change(
+                    link.rule(
+                        "add", family=IPV4, iifname=name, action="unreachable",
+                        priority=LAST_RULE, protocol=OURS,
+                    )
+                )  # fmt: skip
+
+    async def apply(self, guards: Mapping[str, Sequence[Service]], grants: Iterable[Grant]) -> None:
+        """Replace the firewall, all at once."""
+        await run("nft", "-f", "-", stdin=ruleset(guards, grants))
+
+    async def lead(self, grant: Grant) -> None:
+        """Have the guest's packets look for their way in its exit's table. They may not yet go."""
+        await self.forget(grant.guest)
+        way = grant.exit
+        table = way.table or 254
+        if way.interface and table != 254:
+            await self.fill(way)
+        async with _netlink() as link:
+            await _change(
+                link.rule(
+                    "add", family=IPV4, iifname=grant.interface, src=grant.guest, src_len=32,
+                    table=table, priority=FIRST_RULE, protocol=OURS,
+                )
+            )  # fmt: skip
+        for name in filter(None, (grant.interface, way.interface)):
+            self._set(SYSCTL / name / "forwarding", "1")
+        if way.interface:
+            # answers come by an interface that the host itself would not take
+            self._set(SYSCTL / way.interface / "rp_filter", "2")
+
+    async def fill(self, way: Exit) -> None:
+        """Put the way out into its table, before the route that takes over when it is gone."""
+        async with _netlink() as link:
+            await _change(
+                link.route(
+                    "replace", family=IPV4, dst="0.0.0.0/0", type="unreachable", table=way.table,
+                    priority=KILL_SWITCH, proto=OURS,
+                )
+            )  # fmt: skip
+            found = await link.link_lookup(ifname=way.interface)
+            if not found:
+                raise KernelRefused(f"there is no interface {way.interface}")
+            await _change(
+                link.route(
+                    "replace", family=IPV4, dst="0.0.0.0/0", oif=found[0], table=way.table,
+                    proto=OURS,
+                )
+            )  # fmt: skip
+
+    async def mislead(self, grant: Grant) -> None:
+        """Undo :meth:`lead`; the firewall is shut already. Connections of the guest's end."""
+        async with _netlink() as link:
+            for rule in [r async for r in link.get_rules(family=IPV4)]:
+                if rule.get("protocol") == OURS and rule.get("src") == grant.guest:
+                    await _change(link.rule("del", **_same_rule(rule)), gone=True)
+        await self.forget(grant.guest)
+
+    async def forget(self, guest: str) -> None:
+        """End the guest's connections: another analysis may use the same ports."""
+        # it ends with 1 where there is none
+        await run("conntrack", "-D", "-f", "ipv4", "-s", guest, fine=(0, 1))
+
+    async def peers(self, interface: str) -> list[Peer]:
+        """What WireGuard knows. The first line has our own key, and each other one a secret."""
+        lines = (await run("wg", "show", interface, "dump")).splitlines()[1:]
+        words = (line.split("\t") for line in lines)
+        return [
+            Peer(endpoint=w[2], handshake=int(w[4]), rx_bytes=int(w[5]), tx_bytes=int(w[6]))
+            for w in words
+        ]
+
+    async def appeared(self) -> AsyncIterator[str]:
+        """The name of each interface that comes up."""
+        async with AsyncIPRoute() as link:
+            await link.bind()
+            while True:
+                async for message in link.get():
+                    if message["event"] == "RTM_NEWLINK" and message["flags"] & 1:
+                        yield str(message.get("ifname"))
+
+    def restore(self) -> None:
+        """Put back what sysctls were. The guests stay shut: the firewall stays."""
+        for path, value in self._before.items():
+            with contextlib.suppress(OSError):
+                path.write_text(value)
+        self._before.clear()
+
+    def _set(self, path: Path, value: str) -> None:
+        try:
+            now = path.read_text().strip()
+            if now != value:
+                path.write_text(value)
+                self._before.setdefault(path, now)
+        except OSError as exc:
+            raise KernelRefused(f"{path}: {exc.strerror}") from exc
+
+
+def table_number(text: str, index: int) -> int:
+    """A table by its number or name; one of ours, for the VPN of this index, where none is named.
+
+    Raises KernelRefused for a name that iproute2's files do not have.
+    """
+    if not text:
+        return FIRST_TABLE + index
+    if text.isdigit():
+        return int(text)
+    known = {"main": 254, "default": 253}
+    for path in TABLE_NAMES:
+        with contextlib.suppress(OSError):
+            for line in path.read_text().splitlines():
+                words = line.split("#")[0].split()
+                if len(words) == 2 and words[0].isdigit():
+                    known.setdefault(words[1], int(words[0]))
+    if text not in known:
+        raise KernelRefused(f"rt_table {text!r} is not in {TABLE_NAMES[0]}; write its number")
+    return known[text]
+
+
+@contextlib.asynccontextmanager
+async def _netlink() -> AsyncIterator[AsyncIPRoute]:
+    async with AsyncIPRoute() as link:
+        yield link
+
+
+async def _change(order: Any, *, gone: bool = False) -> None:
+    """Await a change; ``gone``: what is to be removed may be away already."""
+    try:
+        await order
+    except NetlinkError as exc:
+        if gone and exc.code in {errno.ENOENT, errno.ESRCH}:
+            return
+        if exc.code == errno.EEXIST:
+            return
+        raise KernelRefused(f"netlink: {exc}") from exc
+
+
+def _same_rule(rule: Any) -> dict[str, Any]:
+    found = {
+        "family": IPV4,
+        "priority": rule.get("priority"),
+        "iifname": rule.get("iifname"),
+        "src": rule.get("src"),
+        "src_len": rule["src_len"],
+        "table": rule.get("table"),
+        "action": rule["action"],
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _same_route(route: Any) -> dict[str, Any]:
+    found = {
+        "family": IPV4,
+        "dst": route.get("dst") or "0.0.0.0/0",
+        "oif": route.get("oif"),
+        "table": route.get("table"),
+        "priority": route.get("priority"),
+        "type": route["type"],
+        "proto": OURS,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+async def run(*command: str, stdin: str = "", fine: Sequence[int] = (0,)) -> str:
+    """A program's output. Raises KernelRefused with its own words."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except FileNotFoundError as exc:
+        package = PROGRAMS.get(command[0], "wireguard-tools")
+        raise KernelRefused(f"{command[0]} is not installed (apt-get install {package})") from exc
+    output, errors = await process.communicate(stdin.encode())
+    if process.returncode not in fine:
+        raise KernelRefused(f"{command[0]}: {' '.join(errors.decode(errors='replace').split())}")
+    return output.decode(errors="replace")
