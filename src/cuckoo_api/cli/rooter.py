@@ -26,12 +26,11 @@ def rooter(arguments: argparse.Namespace, cwd: Path) -> int:
 async def _serve(arguments: argparse.Namespace, cwd: Path) -> None:
     network = _network(arguments, cwd)
     if not network.rooter.interfaces:
-        raise ConfigError(
-            [
-                "conf/routing.conf [rooter] interfaces: is empty; allowed: the guests' networks as "
-                "this host sees them, such as virbr0"
-            ]
+        fault = (
+            "conf/routing.conf [rooter] interfaces: is empty; allowed: the guests' networks as "
+            "this host sees them, such as virbr0"
         )
+        raise ConfigError([fault])
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     served = Rooter(network)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,7 +61,7 @@ async def _reload(served: Rooter, arguments: argparse.Namespace, cwd: Path) -> N
         await served.reload(_network(arguments, cwd))
     except ConfigError as exc:
         for fault in exc.faults:
-            log.error("rooter.not_reloaded", fault=fault)
+            log.warning("rooter.not_reloaded", fault=fault)
 
 
 def _network(arguments: argparse.Namespace, cwd: Path) -> Network:

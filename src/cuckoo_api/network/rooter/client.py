@@ -52,7 +52,11 @@ class RooterClient:
 
     async def close(self) -> None:
         """Hang up: the rooter shuts what was open."""
+        writer = self._streams[1] if self._streams is not None else None
         await self._hang_up()
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def hello(self) -> None:
         """Raise RooterUnavailable unless somebody is there."""

@@ -45,18 +45,20 @@ class Kernel:
     def __init__(self) -> None:
         self._before: dict[Path, str] = {}
         """Sysctls as they were before we changed them."""
+        self._apart: set[int] = set()
+        """Ports of guests' bridges that cannot talk to each other any more."""
 
-    async def reset(self, interfaces: Iterable[str]) -> None:
+    async def reset(self, interfaces: Sequence[str]) -> None:
         """Shut these networks, and remove the rules and routes that another rooter has left.
 
         In this order: there is no moment at which a guest is less shut than before.
         """
         await self.apply(dict.fromkeys(interfaces, ()), ())
         async with _netlink() as link:
-            for rule in [r async for r in link.get_rules(family=IPV4)]:
+            for rule in [r async for r in await link.get_rules(family=IPV4)]:
                 if rule.get("protocol") == OURS:
                     await _change(link.rule("del", **_same_rule(rule)), gone=True)
-            for route in [r async for r in link.get_routes(family=IPV4)]:
+            for route in [r async for r in await link.get_routes(family=IPV4)]:
                 if route["proto"] == OURS:
                     await _change(link.route("del", **_same_route(route)), gone=True)
             for name in interfaces:
@@ -66,6 +68,7 @@ class Kernel:
                         priority=LAST_RULE, protocol=OURS,
                     )
                 )  # fmt: skip
+        await self.part(interfaces)
 
     async def apply(self, guards: Mapping[str, Sequence[Service]], grants: Iterable[Grant]) -> None:
         """Replace the firewall, all at once."""
@@ -113,7 +116,7 @@ class Kernel:
     async def mislead(self, grant: Grant) -> None:
         """Undo :meth:`lead`; the firewall is shut already. Connections of the guest's end."""
         async with _netlink() as link:
-            for rule in [r async for r in link.get_rules(family=IPV4)]:
+            for rule in [r async for r in await link.get_rules(family=IPV4)]:
                 if rule.get("protocol") == OURS and rule.get("src") == grant.guest:
                     await _change(link.rule("del", **_same_rule(rule)), gone=True)
         await self.forget(grant.guest)
@@ -132,14 +135,26 @@ class Kernel:
             for w in words
         ]
 
-    async def appeared(self) -> AsyncIterator[str]:
-        """The name of each interface that comes up."""
+    async def part(self, interfaces: Iterable[str]) -> None:
+        """Isolate the ports of these bridges from each other: guests see the host alone."""
+        async with _netlink() as link:
+            for name in interfaces:
+                for bridge in await link.link_lookup(ifname=name):
+                    ports = {p["index"] async for p in await link.get_links(master=bridge)}
+                    for port in ports - self._apart:
+                        await _change(link.brport("set", index=port, isolated=1), gone=True)
+                        self._apart.add(port)
+
+    async def changed(self) -> AsyncIterator[str]:
+        """The name of each interface that is made, or comes up."""
         async with AsyncIPRoute() as link:
             await link.bind()
             while True:
                 async for message in link.get():
-                    if message["event"] == "RTM_NEWLINK" and message["flags"] & 1:
+                    if message["event"] == "RTM_NEWLINK":
                         yield str(message.get("ifname"))
+                    elif message["event"] == "RTM_DELLINK":
+                        self._apart.discard(message["index"])
 
     def restore(self) -> None:
         """Put back what sysctls were. The guests stay shut: the firewall stays."""

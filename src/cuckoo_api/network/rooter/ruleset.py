@@ -53,11 +53,10 @@ class Grant:
 
 
 def ruleset(guards: Mapping[str, Sequence[Service]], grants: Iterable[Grant]) -> str:
-    """Both tables, in place of the ones that are there. ``guards``: services by interface."""
+    """The table, in place of the one that is there. ``guards``: services by interface."""
     grants = sorted(grants, key=lambda grant: grant.number)
     names = ", ".join(f'"{name}"' for name in sorted(guards))
     elements = f"elements = {{ {names} }}" if names else ""
-    apart = f"meta ibrname {{ {names} }} drop" if names else ""
     return f"""\
 table inet {TABLE}
 delete table inet {TABLE}
@@ -109,14 +108,6 @@ table inet {TABLE} {{
     chain output {{
         type filter hook output priority -20; policy accept;
         oifname @guards meta nfproto ipv6 drop
-    }}
-}}
-table bridge {TABLE}
-delete table bridge {TABLE}
-table bridge {TABLE} {{
-    chain forward {{
-        type filter hook forward priority -20; policy accept;
-        {apart}
     }}
 }}
 """

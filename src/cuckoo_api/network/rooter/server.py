@@ -83,7 +83,7 @@ class Rooter:
         Raises CuckooError with what is missing.
         """
         self._guards = dict.fromkeys(self._network.rooter.interfaces, ())
-        await self._kernel.reset(self._guards)
+        await self._kernel.reset(list(self._guards))
         self._watch = asyncio.create_task(self._mend(), name="rooter-links")
         if socket_ is not None:
             self._server = await asyncio.start_unix_server(
@@ -120,7 +120,7 @@ class Rooter:
             self._network = network
             for name in network.rooter.interfaces:
                 self._guards.setdefault(name, ())
-            await self._kernel.reset(self._guards)
+            await self._kernel.reset(list(self._guards))
             self._grants.clear()
             await self._kernel.apply(self._guards, ())
         log.info("rooter.reloaded")
@@ -140,8 +140,8 @@ class Rooter:
             while line := await reader.readline():
                 writer.write(encode(await self._answer(client, line)))
                 await writer.drain()
-        except (ConnectionError, ValueError):
-            pass  # it hung up, or its line has no end
+        except (ConnectionError, ValueError, asyncio.CancelledError):
+            pass  # it hung up, or its line has no end, or the rooter ends; nothing else comes after
         finally:
             if task is not None:
                 self._tasks.discard(task)
@@ -282,13 +282,20 @@ class Rooter:
             raise NotAllowed(f"{name!r} is not among [rooter] interfaces in routing.conf")
 
     async def _mend(self) -> None:
-        """Lead guests through a tunnel again that was away: the kernel has dropped its route."""
-        async for name in self._kernel.appeared():
+        """Follow the host's interfaces.
+
+        Guests are led through a tunnel again that was away, for the kernel has dropped its route;
+        a machine that is plugged into a guests' bridge is kept apart from the others.
+        """
+        async for name in self._kernel.changed():
             async with self._lock:
-                for way in {g.exit for g in self._grants.values() if g.exit.interface == name}:
-                    with contextlib.suppress(CuckooError):
+                ways = {g.exit for g in self._grants.values() if g.exit.interface == name}
+                try:
+                    await self._kernel.part(self._guards)
+                    for way in ways:
                         await self._kernel.fill(way)
-                        log.info("rooter.mended", interface=name)
+                except CuckooError as exc:
+                    log.warning("rooter.not_mended", interface=name, reason=exc.log)
 
 
 def check_address(text: str) -> None:
