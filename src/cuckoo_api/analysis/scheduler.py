@@ -63,6 +63,13 @@ class Scheduler:
         self._reports = asyncio.Semaphore(PARALLEL_REPORTS)
         self._recheck: asyncio.TimerHandle | None = None
 
+    def reconfigure(self, workshop: Workshop) -> None:
+        """Begin the next analyses and reports with this; what is under way is not disturbed."""
+        self._workshop = workshop
+        self._settings = workshop.settings
+        self.disk.wanted = self._settings.cuckoo.freespace
+        self.wake()
+
     def wake(self) -> None:
         """A task was added, cancelled or is to be reported, or a machine may have become free."""
         self._wanted.set()

@@ -114,6 +114,16 @@ class AnalysisService:
         self._unique = asyncio.Lock()
         self._unpackers = asyncio.Semaphore(UNPACKERS)
 
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._settings
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Go by other settings, from the next call on."""
+        self._settings = settings
+        self._disk.wanted = settings.cuckoo.freespace
+
     # -- submit -------------------------------------------------------------------------------
 
     def receive(self) -> AbstractAsyncContextManager[Upload]:

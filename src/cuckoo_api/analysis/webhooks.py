@@ -66,6 +66,21 @@ class Webhooks:
     async def open(self) -> None:
         """Take on the configured addresses, and begin to send."""
         await self._store.deliveries.configure(self._section.urls)
+        self._session = self._new_session()
+        self._loop = asyncio.create_task(self._serve(), name="webhooks")
+
+    async def reconfigure(self, section: WebhooksSection) -> None:
+        """Tell other receivers, or in another way, from now on. What is being sent is sent."""
+        self._section = section
+        await self._store.deliveries.configure(section.urls)
+        old, self._session = self._session, self._new_session()
+        if self._sending:
+            await asyncio.wait(list(self._sending))
+        if old is not None:
+            await old.close()
+        self.wake()
+
+    def _new_session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             limit=PARALLEL,
             force_close=True,
@@ -74,13 +89,12 @@ class Webhooks:
             resolver=self._resolver,
             socket_factory=None if self._section.allow_private else public_socket,
         )
-        self._session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._section.timeout),
             headers={"User-Agent": "cuckoo-api"},
         )
-        self._loop = asyncio.create_task(self._serve(), name="webhooks")
 
     async def close(self) -> None:
         """Stop. What is under way is sent again after the next start."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cuckoo_api.cli.common import settings_of
 from cuckoo_api.server.app import create_app
+from cuckoo_api.server.lock import ask_to_reload
 from cuckoo_api.server.run import serve
 
 
@@ -24,4 +25,12 @@ def run_server(arguments: argparse.Namespace, cwd: Path) -> int:
             on_ready=lambda url: print(f"cuckoo-api listens on {url}", flush=True),
         )
     )
+    return 0
+
+
+def reload_server(cwd: Path) -> int:
+    """Have the server reload, unless it would refuse to."""
+    settings_of(cwd)
+    pid = ask_to_reload(cwd)
+    print(f"The server (pid {pid}) takes the configuration on; its log says what was done.")
     return 0

@@ -194,6 +194,10 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
             from cuckoo_api.cli.tasks import COMMANDS
 
             return asyncio.run(COMMANDS[command](arguments, cwd))
+        case "reload":
+            from cuckoo_api.cli.api import reload_server
+
+            return reload_server(cwd)
         case "clean":
             from cuckoo_api.cli.clean import clean_up
 

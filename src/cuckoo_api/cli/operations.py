@@ -38,7 +38,14 @@ Commands = Any  # argparse's own type of it is private
 
 
 def add_operations_commands(commands: Commands) -> None:
-    """Clean, backup, restore."""
+    """Reload, clean, backup, restore."""
+    commands.add_parser(
+        "reload",
+        help="have the running server take the configuration on anew",
+        description="Check the configuration, then have the server that works in this directory "
+        "take it on. What runs is not disturbed. The server's log says what was done, and what "
+        "needs a restart.",
+    )
     _add_clean(commands)
     _add_backup(commands)
 

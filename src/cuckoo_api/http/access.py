@@ -101,6 +101,13 @@ class Access:
         self._next_look = 0.0
         self._take(settings.tokens)
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Take on the token of other settings; tokens.conf is read before the next request."""
+        self._settings = settings
+        self._asks_for_token |= settings.asks_for_token
+        self._stamp = ()
+        self._take(settings.tokens)
+
     def admit(self, request: web.Request, needed: Rights) -> None:
         """Raise Refused unless the request may go on, and remember in it who asks."""
         now = time.monotonic()
@@ -157,6 +164,9 @@ class Access:
             tokens = (main_token, *tokens)
         # who is known already goes on with what is left of its rate
         self._clients = tuple(known.get(token) or _Client(token) for token in tokens)
+
+
+ACCESS = web.AppKey("access", Access)
 
 
 def shown_token(header: str) -> bytes:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from cuckoo_api.artefacts import AnalysisFolder, Member
 from cuckoo_api.http.downloads import TAR, ZIP, Download
-from cuckoo_api.http.keys import ARCHIVES, SETTINGS
+from cuckoo_api.http.keys import ARCHIVES, SERVICE
 from cuckoo_api.model.errors import NotFound, Unavailable
 
 COMPRESSIONS = ("bz2", "gz", "tar", "zst")
@@ -69,7 +69,7 @@ async def _send(
     request: web.Request, write: Write, content_type: str, size: int
 ) -> web.StreamResponse:
     turns = request.app[ARCHIVES]
-    temporary = request.app[SETTINGS].cuckoo.tmppath
+    temporary = request.app[SERVICE].settings.cuckoo.tmppath
     async with _spooled(write, temporary, turns, size) as path:
         response = Download(path, content_type)
         await response.prepare(request)  # all of it, while the file is there

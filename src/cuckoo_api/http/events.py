@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 
 from cuckoo_api.analysis.submission import parse_int
-from cuckoo_api.http.keys import SERVICE, SETTINGS, STREAMS
+from cuckoo_api.http.keys import SERVICE, STREAMS
 from cuckoo_api.http.params import MAX_ID
 from cuckoo_api.http.tasks import LEGACY
 from cuckoo_api.model.errors import Unavailable
@@ -41,7 +41,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
         if request.method == "HEAD":
             return response
         await response.write(b":\n\n")  # the headers go out with it
-        legacy = request.app[SETTINGS].api.legacy_statuses
+        legacy = request.app[SERVICE].settings.api.legacy_statuses
         async for events in request.app[SERVICE].events.follow(last, pause=KEEPALIVE):
             text = "".join(_shown(event, legacy=legacy) for event in events) or ":\n\n"
             try:

@@ -20,12 +20,15 @@ class Switch:
     """Whether ``/exit`` may be used."""
     stop: Callable[[], None] | None = None
     """Begins a graceful stop; None where another program owns the process."""
+    reload: Callable[[], None] | None = None
+    """Has the configuration read anew; None before the application has started."""
     draining: bool = False
     """The server stops: every answer closes its connection."""
 
 
 SERVICE = web.AppKey("service", AnalysisService)
 SETTINGS = web.AppKey("settings", Settings)
+"""Those of the start; the ones in force are the service's."""
 SWITCH = web.AppKey("switch", Switch)
 ARCHIVES = web.AppKey("archives", asyncio.Semaphore)
 """A turn for each archive that is written at the same time: it keeps a processor busy."""

@@ -13,7 +13,7 @@ from cuckoo_api.http.keys import REQUEST_ID, SWITCH
 from cuckoo_api.http.replies import FIXED_HEADERS, failure, http_failure, new_request_id
 from cuckoo_api.http.routes import ROUTES
 from cuckoo_api.model.errors import CuckooError
-from cuckoo_api.settings import Rights, Settings
+from cuckoo_api.settings import Rights
 
 log = structlog.get_logger()
 
@@ -23,9 +23,9 @@ _RIGHTS = {route.handler: None if route.is_open else route.rights for route in R
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def make_guard(settings: Settings) -> Middleware:
-    """The middleware of an application with these settings."""
-    admit = Access(settings).admit
+def make_guard(access: Access) -> Middleware:
+    """The middleware of an application to which this is the way in."""
+    admit = access.admit
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 
 from cuckoo_api.analysis.submission import parse_int
 from cuckoo_api.http.forms import read_form
-from cuckoo_api.http.keys import SERVICE, SETTINGS
+from cuckoo_api.http.keys import SERVICE
 from cuckoo_api.http.params import path_number, task_filter
 from cuckoo_api.http.replies import JSON, encode, reply
 from cuckoo_api.http.schemas import (
@@ -176,7 +176,7 @@ async def _stream(
 
 
 def _legacy(request: web.Request) -> bool:
-    return request.app[SETTINGS].api.legacy_statuses
+    return request.app[SERVICE].settings.api.legacy_statuses
 
 
 def _shown(task: Task, *, legacy: bool) -> Task:

@@ -36,15 +36,27 @@ class ResultServer:
         self._sessions: set[ResultSession] = set()
         self._by_address: dict[str, ResultSession] = {}
         self._servers: list[asyncio.Server] = []
+        self._addresses: set[tuple[str, int]] = set()
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="results")
         self.strangers = 0
         """Connections from addresses that no analysis is running at; each was closed at once."""
 
+    def reconfigure(self, limits: ResultServerSection) -> None:
+        """Keep to other limits, from the next session on."""
+        self._limits = limits
+
     async def open(self, addresses: Iterable[tuple[str, int]]) -> None:
         """Listen. Raises ConfigError when an address cannot be had, and says which."""
+        faults = await self.also_open(addresses)
+        if faults:
+            await self.close()
+            raise ConfigError(faults)
+
+    async def also_open(self, addresses: Iterable[tuple[str, int]]) -> list[str]:
+        """Listen there too, where it does not yet; what could not be had, in sentences."""
         faults: list[str] = []
         loop = asyncio.get_running_loop()
-        for host, port in dict.fromkeys(addresses):
+        for host, port in dict.fromkeys(a for a in addresses if a not in self._addresses):
             try:
                 server = await loop.create_server(lambda: Connection(self._accept), host, port)
             except OSError as exc:
@@ -54,9 +66,8 @@ class ResultServer:
                 )
             else:
                 self._servers.append(server)
-        if faults:
-            await self.close()
-            raise ConfigError(faults)
+                self._addresses.add((host, port))
+        return faults
 
     @property
     def ports(self) -> list[int]:

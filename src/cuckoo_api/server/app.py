@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
+from cuckoo_api.http.access import ACCESS, Access
 from cuckoo_api.http.events import MAX_STREAMS
 from cuckoo_api.http.keys import (
     ARCHIVES,
@@ -34,22 +35,28 @@ def create_app(
     plugins: Sequence[object] | None = None,
     engine: bool = True,
     debug: bool = False,
+    reread: Callable[[], Settings] | None = None,
 ) -> web.Application:
     """Put the server together. Nothing is opened before the application starts.
 
     ``plugins`` are machinery plugin objects besides the installed ones. Without ``engine`` the
     application serves the API alone, and another process on the same working directory runs the
-    analyses. ``debug`` allows ``/exit``.
+    analyses. ``debug`` allows ``/exit``. ``reread`` gives the settings of a reload in place of
+    those of the working directory.
     """
     app = http_app(settings, debug=debug)
-    app.cleanup_ctx.append(functools.partial(lifespan, plugins=plugins or (), engine=engine))
+    app.cleanup_ctx.append(
+        functools.partial(lifespan, plugins=plugins or (), engine=engine, reread=reread)
+    )
     return app
 
 
 def http_app(settings: Settings, *, debug: bool = False) -> web.Application:
     """The HTTP side alone; whoever runs it must give it a service."""
     metrics = Metrics()
-    app = web.Application(middlewares=[make_counter(metrics), make_guard(settings)])
+    access = Access(settings)
+    app = web.Application(middlewares=[make_counter(metrics), make_guard(access)])
+    app[ACCESS] = access
     app[METRICS] = metrics
     app[SETTINGS] = settings
     app[SWITCH] = Switch(debug=debug)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
@@ -21,12 +22,15 @@ from cuckoo_api.analysis.service import AnalysisService
 from cuckoo_api.analysis.webhooks import Webhooks
 from cuckoo_api.artefacts import Artefacts
 from cuckoo_api.fleet import Fleet, load_plugins
-from cuckoo_api.http.keys import SERVICE, SETTINGS
+from cuckoo_api.http.access import ACCESS
+from cuckoo_api.http.keys import SERVICE, SETTINGS, SWITCH
 from cuckoo_api.http.metrics import METRICS
+from cuckoo_api.machinery import MachineryPlugin
 from cuckoo_api.network import Sinkhole
 from cuckoo_api.results import ResultServer
 from cuckoo_api.server.lock import engine_lock
-from cuckoo_api.settings import Settings
+from cuckoo_api.server.reload import Part, Reloader
+from cuckoo_api.settings import Settings, load_settings
 from cuckoo_api.store import Store
 
 log = structlog.get_logger()
@@ -34,7 +38,11 @@ log = structlog.get_logger()
 
 @asynccontextmanager
 async def lifespan(
-    app: web.Application, *, plugins: Sequence[object], engine: bool
+    app: web.Application,
+    *,
+    plugins: Sequence[object],
+    engine: bool,
+    reread: Callable[[], Settings] | None = None,
 ) -> AsyncIterator[None]:
     """Open everything, give the application its service, and close everything again.
 
@@ -42,11 +50,13 @@ async def lifespan(
     hence this single one.
     """
     settings = app[SETTINGS]
+    installed = load_plugins(plugins)
+    parts: list[Part] = []
     for warning in settings.warnings:
         log.warning("settings", warning=warning)
     async with AsyncExitStack() as stack:
         if engine:
-            stack.enter_context(engine_lock(settings.cwd))
+            stack.enter_context(engine_lock(settings.cwd, is_server=True))
         store = await Store.open(settings.database_url, timeout=settings.database.timeout)
         stack.push_async_callback(store.close)
         artefacts = Artefacts(settings.storage)
@@ -60,12 +70,15 @@ async def lifespan(
         wake: Callable[[], None] = feed.wake  # the event of what was submitted rings the engine
         if engine:
             meter = Meter(app[METRICS].registry)
-            fleet, scheduler = await _open_engine(stack, settings, store, artefacts, plugins, meter)
+            fleet, scheduler, parts = await _open_engine(
+                stack, settings, store, artefacts, installed, meter
+            )
             wake, disk = scheduler.wake, scheduler.disk
             webhooks = Webhooks(settings.webhooks, store, in_hand=scheduler.has_in_hand)
             stack.push_async_callback(webhooks.close)
             scheduler.on_let_go = feed.also = webhooks.wake
             await webhooks.open()
+            parts.append(lambda new: webhooks.reconfigure(new.webhooks))
 
         def on_ring() -> None:
             feed.wake()
@@ -73,7 +86,7 @@ async def lifespan(
 
         bell.open(on_ring, engine=engine)
         on_ring()  # who rang earlier was not heard
-        app[SERVICE] = AnalysisService(
+        service = app[SERVICE] = AnalysisService(
             settings,
             store,
             artefacts,
@@ -83,6 +96,19 @@ async def lifespan(
             events=feed,
             disk=disk,
         )
+
+        async def tell_the_rest(new: Settings) -> None:
+            service.reconfigure(new)
+            app[ACCESS].reconfigure(new)
+
+        reloader = Reloader(
+            settings,
+            reread or (lambda: load_settings(settings.cwd, list(installed.values()))),
+            [*parts, tell_the_rest],
+        )
+        stack.push_async_callback(reloader.close)
+        reloader.open()
+        app[SWITCH].reload = reloader.ask
         yield
 
 
@@ -91,11 +117,11 @@ async def _open_engine(
     settings: Settings,
     store: Store,
     artefacts: Artefacts,
-    plugins: Sequence[object],
+    plugins: Mapping[str, MachineryPlugin],
     meter: Meter,
-) -> tuple[Fleet, Scheduler]:
+) -> tuple[Fleet, Scheduler, list[Part]]:
     """What runs analyses, in the order in which each needs the one before."""
-    fleet = Fleet(settings, load_plugins(plugins), store)
+    fleet = Fleet(settings, plugins, store)
     stack.push_async_callback(fleet.close)
     await fleet.open()
 
@@ -108,13 +134,25 @@ async def _open_engine(
     await fleet.recover()
     await recover(store, artefacts)
 
-    scheduler = Scheduler(Workshop(settings, store, artefacts, results, sinkhole, meter), fleet)
+    workshop = Workshop(settings, store, artefacts, results, sinkhole, meter)
+    scheduler = Scheduler(workshop, fleet)
     stack.push_async_callback(scheduler.close)
     scheduler.open()
     retention = Retention(settings.retention, store, artefacts)
     stack.push_async_callback(retention.close)
     retention.open()
-    return fleet, scheduler
+
+    async def listen_for_new_machines() -> None:
+        for fault in await results.also_open(fleet.result_addresses()):
+            log.error("results.not_listening", fault=fault)
+
+    async def reconfigure(new: Settings) -> None:
+        results.reconfigure(new.resultserver)
+        retention.reconfigure(new.retention)
+        scheduler.reconfigure(dataclasses.replace(workshop, settings=new))
+
+    fleet.on_opened = listen_for_new_machines
+    return fleet, scheduler, [fleet.reconfigure, reconfigure]
 
 
 async def _open_sinkhole(

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from cuckoo_api.http.keys import SETTINGS, SWITCH
+from cuckoo_api.http.keys import SETTINGS, SWITCH, Switch
 from cuckoo_api.http.protocol import Runner
 from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.settings.load import is_loopback
@@ -44,6 +44,8 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
         loop.add_signal_handler(number, stopped.set)
+    # from the beginning: unhandled, it would end the process
+    loop.add_signal_handler(signal.SIGHUP, _reload, switch)
     runner = Runner(app)
     ours: Path | None = None
     try:
@@ -62,6 +64,7 @@ async def serve(
         await runner.cleanup()
         for number in SIGNALS:
             loop.remove_signal_handler(number)
+        loop.remove_signal_handler(signal.SIGHUP)
         if ours is not None:
             ours.unlink(missing_ok=True)
     log.info("server.stopped")
@@ -93,6 +96,11 @@ async def _listen(runner: Runner, host: str, port: int, unix_socket: Path | None
     address = runner.addresses[0]
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     return f"http://{shown}:{address[1]}"
+
+
+def _reload(switch: Switch) -> None:
+    if switch.reload is not None:
+        switch.reload()
 
 
 async def _drain(runner: Runner) -> None:
