@@ -98,6 +98,11 @@ async def check(arguments: argparse.Namespace, cwd: Path) -> int:
     return 1 if any(proof.fault for proof in proofs) else 0
 
 
+async def prove_all(settings: Settings) -> list[Proof]:
+    """Every configured machine, as :func:`check` does; for a holder of the engine's lock."""
+    return await _check_all(settings, _chosen(settings, ()))
+
+
 def _chosen(settings: Settings, names: Sequence[str]) -> dict[str, list[MachineConfig]]:
     """The machines to check, by machinery; all where none is named."""
     machines = {name: section.machines for name, section in settings.machinery.items()}

@@ -194,6 +194,10 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
             from cuckoo_api.cli.tasks import COMMANDS
 
             return asyncio.run(COMMANDS[command](arguments, cwd))
+        case "doctor":
+            from cuckoo_api.cli.doctor import doctor
+
+            return asyncio.run(doctor(arguments, cwd))
         case "reload":
             from cuckoo_api.cli.api import reload_server
 

@@ -38,7 +38,17 @@ Commands = Any  # argparse's own type of it is private
 
 
 def add_operations_commands(commands: Commands) -> None:
-    """Reload, clean, backup, restore."""
+    """Doctor, reload, clean, backup, restore."""
+    doctor = commands.add_parser(
+        "doctor",
+        help="look for what is wrong, and say what to do",
+        description="Look at configuration, permissions, disk, database, machines, ports, clock "
+        "and limits. The server may be running. Exit code 1 when something fails.",
+    )
+    doctor.add_argument(
+        "--deep", action="store_true", help="also revert, reach and stop each machine"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON, for programs")
     commands.add_parser(
         "reload",
         help="have the running server take the configuration on anew",

@@ -1,0 +1,83 @@
+"""What is wrong is found and said, with what to do, and no secret."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cuckoo_api.cli.main import main
+from cuckoo_api.server.lock import engine_lock
+from cuckoo_api.settings.init import with_value
+
+pytestmark = pytest.mark.slow
+
+
+def configure(cwd: Path, section: str, key: str, value: str) -> None:
+    path = cwd / "conf" / "cuckoo.conf"
+    path.write_text(with_value(path.read_text(), section, key, value))
+
+
+def findings(cwd: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[Any]]:
+    code = main(["--cwd", str(cwd), "doctor", "--json", *words])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def levels(found: list[Any], about: str) -> set[str]:
+    return {each["level"] for each in found if each["about"] == about}
+
+
+@pytest.fixture(autouse=True)
+def _a_port_that_is_free(cwd: Path) -> None:
+    configure(cwd, "api", "port", "0")
+    configure(cwd, "cuckoo", "freespace", "1")
+
+
+def test_a_new_directory_fails_in_nothing(cwd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = findings(cwd, capsys)
+    assert code == 0, found
+    for about in ("configuration", "permissions", "disk", "database", "port"):
+        assert levels(found, about) == {"OK"}, about
+    assert levels(found, "machines") == {"WARN"}
+    assert main(["--cwd", str(cwd), "doctor"]) == 0
+    assert "what to do" in capsys.readouterr().out
+
+
+def test_each_fault_is_said_and_no_secret(cwd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configure(cwd, "cuckoo", "api_token", "the-token-of-all")
+    configure(cwd, "cuckoo", "freespace", "2147483647")
+    (cwd / "conf" / "cuckoo.conf").chmod(0o644)
+    (cwd / "cuckoo.db").write_bytes(b"no database at all, but long enough to be read" * 100)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        configure(cwd, "api", "port", str(other.getsockname()[1]))
+        code, found = findings(cwd, capsys)
+    assert code == 1
+    for about in ("disk", "database", "port"):
+        assert levels(found, about) == {"FAIL"}, about
+    assert levels(found, "permissions") == {"WARN"}
+    assert "the-token-of-all" not in json.dumps(found)
+    assert all(each["advice"] for each in found if each["level"] == "FAIL")
+
+
+def test_faults_of_the_configuration_are_all_said(
+    cwd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(cwd, "api", "port", "many")
+    configure(cwd, "cuckoo", "max_attempts", "0")
+    code, found = findings(cwd, capsys)
+    assert code == 1
+    assert len([each for each in found if each["about"] == "configuration"]) == 2
+    assert levels(found, "disk") == {"OK"}, "what does not depend on it is looked at all the same"
+
+
+def test_beside_a_server_nothing_of_its_is_touched(
+    cwd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with engine_lock(cwd, is_server=True):
+        code, found = findings(cwd, capsys)
+        assert (code, levels(found, "server"), levels(found, "port")) == (0, {"OK"}, set())
+        code, found = findings(cwd, capsys, "--deep")
+        assert (code, levels(found, "machines")) == (1, {"FAIL"})
