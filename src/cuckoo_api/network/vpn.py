@@ -1,0 +1,193 @@
+"""The states of all VPNs, looked at every few seconds: no tunnel tells of its own end.
+
+An interface that is up proves nothing. What counts is that something came back lately.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import structlog
+
+from cuckoo_api.model.task import now_text
+from cuckoo_api.network.rooter.client import RooterClient, RooterUnavailable
+from cuckoo_api.network.tunnels import Look, look_at
+from cuckoo_api.settings import Vpn
+
+log = structlog.get_logger()
+
+PERIOD = 5.0
+"""Seconds between two looks."""
+SILENCE = 20.0
+"""Seconds in which nothing came from the peer: OpenVPN pings every ten, by the usual settings."""
+HANDSHAKE = 180
+"""Seconds after which WireGuard itself gives a session up."""
+FAILURES = 2
+"""Probes that are not answered, one after the other: a single packet may be lost."""
+
+Status = Literal["up", "down", "stale"]
+
+
+class VpnState(msgspec.Struct, frozen=True, kw_only=True):
+    """A VPN as the API shows it."""
+
+    name: str
+    description: str
+    interface: str
+    status: Status
+    """``up``: something came back lately; ``stale``: it is set up and nothing does; ``down``."""
+    since: str
+    """When it got that status."""
+    peer: str
+    """Address of the other end, where it is known."""
+    rx_bytes: int
+    tx_bytes: int
+    """Of the interface."""
+    error: str | None
+    """Why it is not up."""
+
+
+class VpnStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of ``/vpn/status``."""
+
+    vpns: dict[str, bool]
+    """Whether each is up."""
+    details: list[VpnState]
+
+
+@dataclass(slots=True)
+class Judge:
+    """Remembers what one look cannot show."""
+
+    heard: int | None = None
+    heard_at: float = 0.0
+    failures: int = 0
+
+    def judge(self, seen: Look, now: float, wall: float) -> tuple[Status, str]:
+        """The status and, unless it is ``up``, why. ``now`` is monotonic, ``wall`` is not."""
+        if not seen.present:
+            return "down", seen.error
+        if not seen.connected:
+            return "stale", seen.error
+        self.failures = self.failures + 1 if seen.probed is False else 0
+        if seen.probed:
+            return "up", ""
+        if seen.heard is not None:
+            if self.heard is None or seen.heard > self.heard:
+                self.heard, self.heard_at = seen.heard, now
+            elif seen.heard < self.heard:  # it was started anew
+                self.heard = seen.heard
+            silent = now - self.heard_at
+            if silent < SILENCE:
+                return "up", ""
+            return "stale", f"nothing came from the peer for {silent:.0f} s"
+        if seen.handshake is not None and wall - seen.handshake > HANDSHAKE:
+            age = "never" if not seen.handshake else f"{wall - seen.handshake:.0f} s ago"
+            return "stale", f"the last handshake was {age}"
+        if self.failures >= FAILURES:
+            return "stale", seen.error
+        return "up", ""
+
+
+class Monitor:
+    """Keeps every VPN's state. ``on_change`` is called with the new one and the old status."""
+
+    def __init__(
+        self,
+        vpns: Mapping[str, Vpn],
+        rooter: RooterClient,
+        on_change: Callable[[VpnState, str], None] = lambda _new, _old: None,
+    ) -> None:
+        self._vpns = vpns
+        self._rooter = rooter
+        self._on_change = on_change
+        self._judges = {name: Judge() for name in vpns}
+        self._states: dict[str, VpnState] = {}
+        self._addresses: dict[str, str] = {}
+        self._looked = float("-inf")
+        self._looking = asyncio.Lock()
+        self._loop: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Begin to look, where there is something to look at."""
+        if self._vpns:
+            self._loop = asyncio.create_task(self._look_again_and_again(), name="vpn-monitor")
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.wait({self._loop})
+
+    async def states(self) -> list[VpnState]:
+        """All of them, no older than a period. Raises RooterUnavailable."""
+        if time.monotonic() - self._looked > PERIOD:
+            await self.look()
+        return [self._states[name] for name in self._vpns if name in self._states]
+
+    def is_up(self, name: str) -> bool:
+        """As of the last look."""
+        state = self._states.get(name)
+        return state is not None and state.status == "up"
+
+    def why(self, name: str) -> str:
+        """Why it is not up, in a few words."""
+        state = self._states.get(name)
+        if state is None:
+            return "its state is not known yet"
+        return f"it is {state.status}: {state.error}"
+
+    def exit_address(self, name: str) -> str:
+        """The address that its probe's page saw; empty where there is none."""
+        return self._addresses.get(name, "")
+
+    async def look(self) -> None:
+        """Look at all now, at once. Raises RooterUnavailable; the others are looked at still."""
+        async with self._looking:
+            names = list(self._vpns)
+            looks = await asyncio.gather(
+                *(look_at(self._vpns[name], self._rooter) for name in names),
+                return_exceptions=True,
+            )
+            self._looked = time.monotonic()
+            lost: BaseException | None = None
+            for name, seen in zip(names, looks, strict=True):
+                if isinstance(seen, BaseException):
+                    lost = seen
+                    seen = Look(error="the rooter does not answer")
+                self._take(name, seen)
+            if lost is not None:
+                raise lost
+
+    def _take(self, name: str, seen: Look) -> None:
+        vpn, before = self._vpns[name], self._states.get(name)
+        status, error = self._judges[name].judge(seen, time.monotonic(), time.time())
+        if seen.address:
+            self._addresses[name] = seen.address
+        state = VpnState(
+            name=name,
+            description=vpn.description,
+            interface=vpn.interface,
+            status=status,
+            since=before.since if before and before.status == status else now_text(),
+            peer=seen.peer,
+            rx_bytes=seen.rx_bytes,
+            tx_bytes=seen.tx_bytes,
+            error=error or None,
+        )
+        self._states[name] = state
+        if before is None or before.status != status:
+            log.info("vpn.changed", vpn=name, status=status, error=error)
+            self._on_change(state, before.status if before else "")
+
+    async def _look_again_and_again(self) -> None:
+        while True:
+            with contextlib.suppress(RooterUnavailable):
+                await self.look()
+            await asyncio.sleep(PERIOD)
