@@ -74,7 +74,7 @@ def test_a_faulty_file_is_named(cwd: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["re"], {"report", "reschedule"}),
+        (["re"], {"reload", "report", "reschedule", "restore"}),
         (["token", ""], {"add", "list", "revoke"}),
         (["token", "add", "x", "--rights", ""], {"read", "submit", "admin"}),
         (["list", "--st"], {"--status"}),
