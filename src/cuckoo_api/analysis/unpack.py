@@ -34,8 +34,8 @@ from cuckoo_api.analysis.frames import (
     NOTE,
     Request,
 )  # fmt: skip
+from cuckoo_api.confinement import confine
 from cuckoo_api.reporting.archivereader import is_encrypted, opened, reason
-from cuckoo_api.reporting.confine import confine
 
 Send = Callable[[bytes, bytes], None]
 
@@ -60,7 +60,13 @@ class Entry:
 def main() -> None:
     """Take one archive apart, confined, and end."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    confine(parent=request.parent, memory=request.memory, cpu=request.cpu, file_size=0)
+    confine(
+        parent=request.parent,
+        memory=request.memory,
+        cpu=request.cpu,
+        file_size=0,
+        readable=[request.path],
+    )
     # the frames get a descriptor of their own: a library may print what it likes
     frames = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

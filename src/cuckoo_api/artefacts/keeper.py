@@ -21,10 +21,13 @@ from pathlib import Path
 import msgspec
 
 from cuckoo_api.artefacts.keep import FileTypes, Kept, keep, make_durable
+from cuckoo_api.confinement import confine
 from cuckoo_api.model.errors import CuckooError
 
 READY = b"ready"
 FAILED = b"null"
+MEMORY = 1 << 30
+"""Bytes of address space; libmagic's data and what waits take a tenth of it."""
 MOST = 16
 """Files that share one sync of the folder."""
 
@@ -73,7 +76,17 @@ def _is_durable(folder: Path, handles: list[int]) -> bool:
 
 
 if __name__ == "__main__":
+    number, where, block, parent = sys.argv[1:]
+    # the socket is wrapped before: Python asks for its kind, and makes none
+    channel = socket.socket(fileno=int(number))
+    confine(
+        parent=int(parent),
+        memory=MEMORY,
+        cpu=None,
+        file_size=int(block),
+        writable=[where],
+    )
     try:
-        serve(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]))
+        serve(channel, Path(where), int(block))
     except ConnectionError:
         sys.exit(0)  # the server is gone, and nobody waits for an answer

@@ -65,7 +65,7 @@ class Keepers:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BLOCK)
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-P", "-m", "cuckoo_api.artefacts.keeper"),
-                    *(str(theirs.fileno()), str(self._folder), str(BLOCK)),
+                    *(str(theirs.fileno()), str(self._folder), str(BLOCK), str(os.getpid())),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # ^C is for the server, which then closes the channel

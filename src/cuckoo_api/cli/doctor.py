@@ -18,6 +18,7 @@ from rich.table import Table
 from cuckoo_api.analysis.system import free_bytes
 from cuckoo_api.cli import machines
 from cuckoo_api.cli.common import console, need_cwd, text
+from cuckoo_api.confinement import confinement
 from cuckoo_api.fleet import load_plugins
 from cuckoo_api.fleet.checks import Seen, faults, look
 from cuckoo_api.machinery import MachineryError
@@ -160,6 +161,12 @@ def _host() -> Iterator[Finding]:
     advice = "" if files >= MIN_FILES else f"ulimit -n {MIN_FILES}, or LimitNOFILE= in the unit"
     level = WARN if advice else OK
     yield Finding(level, "limits", f"{files} open files are allowed", advice)
+    for layer in confinement():
+        if layer.holds:
+            yield Finding(OK, "confinement", f"{layer.name}: {layer.detail}")
+        else:
+            missing = f"{layer.name}: worker processes go without"
+            yield Finding(WARN, "confinement", missing, layer.detail)
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         advice = "add the server's user to the group kvm, if there is a /dev/kvm"
         yield Finding(WARN, "kvm", "/dev/kvm cannot be used: guests are emulated, slowly", advice)

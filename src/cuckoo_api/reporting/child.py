@@ -7,7 +7,12 @@ import os
 import signal
 from contextlib import suppress
 
-ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8"}
+ENVIRONMENT = {
+    "PATH": os.defpath,
+    "LANG": "C.UTF-8",
+    # else its binding starts programs to find it, which a worker may not
+    "LIBARCHIVE": "libarchive.so.13",
+}
 MAX_STDERR = 2_000
 BLOCK = 64 << 10
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+import magic  # noqa: F401 - it starts programs to find its library, which a worker may not later
 import msgspec
 
-from cuckoo_api.reporting.confine import confine
+from cuckoo_api.confinement import confine
 from cuckoo_api.reporting.job import Request
 from cuckoo_api.reporting.pipeline import run_pipeline
 from cuckoo_api.reporting.sections import PROCESSORS
@@ -24,12 +26,33 @@ MAX_REPORT = 512 << 20
 def main(processors: Mapping[str, str] = PROCESSORS) -> None:
     """Serve one request, confined, and end."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    confine(parent=request.parent, memory=request.memory, cpu=request.cpu, file_size=MAX_REPORT)
+    confine(
+        parent=request.parent,
+        memory=request.memory,
+        cpu=request.cpu,
+        file_size=MAX_REPORT,
+        readable=[
+            request.folder,
+            f"{request.folder}/binary",  # the server's own link to the sample
+            *_with_links(Path(request.cwd, "conf", "yara")),
+            *_with_links(Path(request.cwd, "signatures")),
+        ],
+        writable=[f"{request.folder}/{name}" for name in ("reports", "network")],
+    )
     # the answers get a descriptor of their own: a library may print what it likes
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for reply in run_pipeline(request, processors):
         answers.write(msgspec.json.encode(reply) + b"\n")
+
+
+def _with_links(folder: Path) -> Iterator[str]:
+    """The folder, and where the user's own links in it lead."""
+    yield str(folder)
+    for path, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if (inside := Path(path, name)).is_symlink():
+                yield str(inside)
 
 
 if __name__ == "__main__":

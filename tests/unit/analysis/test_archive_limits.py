@@ -19,10 +19,12 @@ from cuckoo_api.analysis.archive import WORKER, Contents, Refused, Unpacker
 from cuckoo_api.analysis.filekinds import is_worth_running
 from cuckoo_api.analysis.holding import Holding
 from cuckoo_api.artefacts import Artefacts
+from cuckoo_api.confinement import confinement
 from cuckoo_api.settings import ArchivesSection
 
 pytestmark = pytest.mark.slow
 
+HOLDING = {layer.name for layer in confinement() if layer.holds}
 MAX_UPLOAD = 64 << 20
 SMALL = zipped({"x": b"x"})
 """An archive for workers that do not look at it."""
@@ -36,12 +38,18 @@ def take_apart(request, send):
     deadly = ctypes.c_int()
     ctypes.CDLL(None).prctl(2, ctypes.byref(deadly))  # PR_GET_PDEATHSIG
     send(b"n", b"Its parent's death sends signal %d" % deadly.value)
-    for name in ("limits", "status"):
-        for line in open(f"/proc/self/{name}"):
-            if line.startswith(("Max", "NoNewPrivs")):
+    for handle in handles:  # of files that it may not open any more
+        for line in handle:
+            if line.startswith(("Max", "NoNewPrivs", "Seccomp:")):
                 send(b"n", " ".join(line.split()).encode())
+    for path in ("/etc/passwd", "/etc/shadow"):
+        try:
+            open(path)
+        except OSError as exc:
+            send(b"n", f"{path}: {exc.strerror}".encode())
     send(b"z", b"")
 
+handles = [open(f"/proc/self/{name}") for name in ("limits", "status")]
 unpack.take_apart = take_apart
 unpack.main()
 """
@@ -158,6 +166,8 @@ async def test_the_worker_may_write_no_file_gain_no_rights_and_not_outlive_the_s
         "Max file size 0 0 bytes",
         f"Max address space {300 << 20} {300 << 20} bytes",
         "NoNewPrivs: 1",
+        *(["Seccomp: 2"] if "seccomp" in HOLDING else []),
+        *(["/etc/passwd: Permission denied"] if "landlock" in HOLDING else []),
         "Its parent's death sends signal 9",
     ):
         assert expected in notes

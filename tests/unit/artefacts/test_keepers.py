@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from cuckoo_api.artefacts import Artefacts, keepers
+from cuckoo_api.confinement import confinement
 from cuckoo_api.model.sample import NewSample
 
 pytestmark = pytest.mark.slow
@@ -92,6 +93,15 @@ async def test_nobody_removes_what_one_of_them_keeps(artefacts: Artefacts) -> No
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with artefacts.binary(sample.sha256).open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+async def test_they_are_confined(artefacts: Artefacts) -> None:
+    """What that is worth is tested where reports are made; here, that it is so here as well."""
+    holding = {layer.name for layer in confinement() if layer.holds}
+    for pid in ready(artefacts):
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert "NoNewPrivs:\t1\n" in status
+        assert ("Seccomp:\t2\n" in status) == ("seccomp" in holding)
 
 
 async def test_what_one_dies_of_is_kept_all_the_same(artefacts: Artefacts) -> None:

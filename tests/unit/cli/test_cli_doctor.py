@@ -62,6 +62,26 @@ def test_each_fault_is_said_and_no_secret(cwd: Path, capsys: pytest.CaptureFixtu
     assert all(each["advice"] for each in found if each["level"] == "FAIL")
 
 
+def test_what_does_not_confine_workers_here_is_said_with_what_to_do(
+    cwd: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cuckoo_api.confinement.landlock.version", lambda: 0)
+    monkeypatch.setattr("cuckoo_api.confinement.seccomp.is_available", lambda: False)
+    code, found = findings(cwd, capsys)
+    said = {
+        each["text"].partition(":")[0]: each for each in found if each["about"] == "confinement"
+    }
+    assert {name: each["level"] for name, each in said.items()} == {
+        "limits": "OK",
+        "seccomp": "WARN",
+        "landlock": "WARN",
+    }
+    assert (code, said["landlock"]["advice"]) == (
+        0,
+        "Linux 5.13 has it; it needs landlock in the boot parameter lsm=",
+    )
+
+
 def test_faults_of_the_configuration_are_all_said(
     cwd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
