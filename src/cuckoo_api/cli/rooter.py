@@ -12,6 +12,7 @@ import structlog
 
 from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.network.rooter.server import Rooter
+from cuckoo_api.server.systemd import Manager
 from cuckoo_api.settings import Network, load_network
 
 log = structlog.get_logger()
@@ -24,6 +25,7 @@ def rooter(arguments: argparse.Namespace, cwd: Path) -> int:
 
 
 async def _serve(arguments: argparse.Namespace, cwd: Path) -> None:
+    manager = Manager()
     network = _network(arguments, cwd)
     if not network.rooter.interfaces:
         fault = (
@@ -38,7 +40,7 @@ async def _serve(arguments: argparse.Namespace, cwd: Path) -> None:
     reloads: set[asyncio.Task[None]] = set()
 
     def reread() -> None:
-        task = asyncio.create_task(_reload(served, arguments, cwd))
+        task = asyncio.create_task(_reload(served, arguments, cwd, manager))
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
@@ -48,20 +50,25 @@ async def _serve(arguments: argparse.Namespace, cwd: Path) -> None:
     try:
         log.info("rooter.ready", socket=str(path), interfaces=network.rooter.interfaces)
         print(f"The rooter listens on {path}", flush=True)
+        manager.tell(READY=1, STATUS=f"listens on {path}")
         await stopped.wait()
+        manager.tell(STOPPING=1)
     finally:
         await served.close()
         path.unlink(missing_ok=True)
     log.info("rooter.stopped")
 
 
-async def _reload(served: Rooter, arguments: argparse.Namespace, cwd: Path) -> None:
+async def _reload(
+    served: Rooter, arguments: argparse.Namespace, cwd: Path, manager: Manager
+) -> None:
     """Take what is in the file now; where it is wrong the old stays."""
-    try:
-        await served.reload(_network(arguments, cwd))
-    except ConfigError as exc:
-        for fault in exc.faults:
-            log.warning("rooter.not_reloaded", fault=fault)
+    with manager.reloading():
+        try:
+            await served.reload(_network(arguments, cwd))
+        except ConfigError as exc:
+            for fault in exc.faults:
+                log.warning("rooter.not_reloaded", fault=fault)
 
 
 def _network(arguments: argparse.Namespace, cwd: Path) -> Network:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
 from aiohttp import web
 
-from cuckoo_api.http.keys import SETTINGS, SWITCH, Switch
+from cuckoo_api.http.keys import SERVICE, SETTINGS, SWITCH, Switch
 from cuckoo_api.http.protocol import Runner
 from cuckoo_api.model.errors import ConfigError
+from cuckoo_api.model.task import Status
+from cuckoo_api.server.systemd import Manager
 from cuckoo_api.settings.load import is_loopback
 
 log = structlog.get_logger()
@@ -28,16 +32,20 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 8090,
     unix_socket: Path | None = None,
+    sockets: Sequence[socket.socket] = (),
+    manager: Manager | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or ``/exit``; then answer what is under way, and close.
 
     Port 0 takes a free one. ``on_ready`` is called with the URL that is really served, once
-    everything is open. With ``unix_socket`` nothing listens on TCP. Raises ConfigError where the
-    settings, the address or another server forbid it; nothing is then left open.
+    everything is open. With ``unix_socket`` nothing listens on TCP. With ``sockets``, which listen
+    already and belong to ``manager``, nothing else is listened on, and what comes while no process
+    accepts waits for the next one. Raises ConfigError where the settings, the address or another
+    server forbid it; nothing is then left open.
     """
-    if unix_socket is None:
-        check_bind(host, asks_for_token=app[SETTINGS].asks_for_token)
+    _check_where(app, host, unix_socket, sockets)
+    manager = manager or Manager({})
     stopped = asyncio.Event()
     switch = app[SWITCH]
     switch.stop = stopped.set
@@ -50,14 +58,20 @@ async def serve(
     ours: Path | None = None
     try:
         await runner.setup()
-        url = await _listen(runner, host, port, unix_socket)
-        ours = unix_socket  # not before: what could not be bound may be somebody's file
+        sites = _sites(runner, host, port, unix_socket, sockets)
+        url = await _listen(runner, sites)
+        if not sockets:
+            ours = unix_socket  # not before: what could not be bound may be somebody's file
         log.info("server.ready", url=url)
+        manager.tell(READY=1, STATUS=f"listens on {url}")
         if on_ready is not None:
             on_ready(url)
-        await stopped.wait()
+        async with _telling(app, manager):
+            await stopped.wait()
         log.info("server.stopping")
+        manager.tell(STOPPING=1, STATUS="answers what is under way")
         switch.draining = True
+        await _accept_no_more(sites)
         await runner.shutdown()  # answers without an end come to theirs
         await _drain(runner)
     finally:
@@ -70,6 +84,21 @@ async def serve(
     log.info("server.stopped")
 
 
+def _check_where(
+    app: web.Application,
+    host: str,
+    unix_socket: Path | None,
+    sockets: Sequence[socket.socket],
+) -> None:
+    asks_for_token = app[SETTINGS].asks_for_token
+    if sockets:
+        for one in sockets:
+            if one.family != socket.AF_UNIX:
+                check_bind(one.getsockname()[0], asks_for_token=asks_for_token)
+    elif unix_socket is None:
+        check_bind(host, asks_for_token=asks_for_token)
+
+
 def check_bind(host: str, *, asks_for_token: bool) -> None:
     """Without a token nobody but this machine may connect; ConfigError in one line."""
     if not asks_for_token and not is_loopback(host):
@@ -80,22 +109,88 @@ def check_bind(host: str, *, asks_for_token: bool) -> None:
         raise ConfigError([fault])
 
 
-async def _listen(runner: Runner, host: str, port: int, unix_socket: Path | None) -> str:
-    site: web.BaseSite
-    if unix_socket is not None:
-        site = web.UnixSite(runner, unix_socket)
+class _Site(web.BaseSite):
+    """A place to listen at, known by a name and by its sockets."""
+
+    where = ""
+
+    def accept_no_more(self) -> None:
+        """Leave who knocks from now on to another process, or to nobody."""
+        loop = asyncio.get_running_loop()
+        if isinstance(self._server, asyncio.Server):
+            for listening in self._server.sockets:
+                loop.remove_reader(listening.fileno())
+
+
+class _TcpSite(_Site, web.TCPSite):
+    pass
+
+
+class _UnixSite(_Site, web.UnixSite):
+    pass
+
+
+class _PassedSite(_Site, web.SockSite):
+    pass
+
+
+def _sites(
+    runner: Runner,
+    host: str,
+    port: int,
+    unix_socket: Path | None,
+    sockets: Sequence[socket.socket],
+) -> list[_Site]:
+    sites: list[_Site]
+    if sockets:
+        sites = [_PassedSite(runner, one) for one in sockets]
+        for site, one in zip(sites, sockets, strict=True):
+            site.where = _shown(one.getsockname())
+    elif unix_socket is not None:
+        sites = [_UnixSite(runner, unix_socket)]
+        sites[0].where = str(unix_socket)
     else:
-        site = web.TCPSite(runner, host, port)
+        sites = [_TcpSite(runner, host, port)]
+        sites[0].where = f"{host}:{port}"
+    return sites
+
+
+async def _listen(runner: Runner, sites: Sequence[_Site]) -> str:
+    """Listen everywhere; the URLs that are really served."""
+    for site in sites:
+        try:
+            await site.start()
+        except OSError as exc:
+            fault = f"cannot listen on {site.where}: {exc.strerror or exc}"
+            raise ConfigError([fault]) from exc
+    # of a name with several addresses the first
+    shown = runner.addresses if len(sites) > 1 else runner.addresses[:1]
+    return " and ".join(map(_shown, shown))
+
+
+def _shown(address: object) -> str:
+    """The URL of a socket's own address."""
+    if not isinstance(address, tuple):
+        return f"unix:{address}"
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return f"http://{host}:{address[1]}"
+
+
+@asynccontextmanager
+async def _telling(app: web.Application, manager: Manager) -> AsyncIterator[None]:
+    """While entered, the manager hears how the server is."""
+
+    async def look() -> str:
+        tasks = (await app[SERVICE].load()).tasks  # the store has answered
+        running, waiting = tasks.get(Status.RUNNING, 0), tasks.get(Status.PENDING, 0)
+        return f"{running} running, {waiting} waiting"
+
+    telling = asyncio.create_task(manager.keep_told(look), name="watchdog")
     try:
-        await site.start()
-    except OSError as exc:
-        where = unix_socket or f"{host}:{port}"
-        raise ConfigError([f"cannot listen on {where}: {exc.strerror or exc}"]) from exc
-    if unix_socket is not None:
-        return f"unix:{unix_socket}"
-    address = runner.addresses[0]
-    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    return f"http://{shown}:{address[1]}"
+        yield
+    finally:
+        telling.cancel()
+        await asyncio.wait({telling})
 
 
 def _reload(switch: Switch) -> None:
@@ -103,8 +198,15 @@ def _reload(switch: Switch) -> None:
         switch.reload()
 
 
+async def _accept_no_more(sites: Sequence[_Site]) -> None:
+    """Take no new connection; those that were taken in this moment are served."""
+    for site in sites:
+        site.accept_no_more()
+    await asyncio.sleep(0)  # closed at once, asyncio would drop them
+
+
 async def _drain(runner: Runner) -> None:
-    """Take no new connection; let those that are kept alive ask once more, and close them."""
+    """Let connections that are kept alive ask once more, and close them."""
     for site in runner.sites:
         await site.stop()
     try:

@@ -1,0 +1,205 @@
+"""What stands in for systemd: it listens, starts the server, hears what it says, starts it anew."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+PATIENCE = 30.0
+"""Seconds until something is given up: a start on a busy machine takes some."""
+HIGH = 20
+"""Descriptors from here on are nobody's, in a process that has just been started."""
+
+
+class Listener:
+    """A NOTIFY_SOCKET, and what was said to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.settimeout(PATIENCE)
+        self.said: list[dict[str, str]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def next(self) -> dict[str, str]:
+        """What is said next."""
+        words = self._socket.recv(4096).decode().split("\n")
+        self.said.append(dict(word.split("=", 1) for word in words))
+        return self.said[-1]
+
+    def until(self, name: str) -> dict[str, str]:
+        """Hear until this is said."""
+        while name not in (message := self.next()):
+            pass
+        return message
+
+    def is_silent(self, seconds: float) -> bool:
+        """Whether nothing is said for so long; what was said before is forgotten."""
+        while select.select([self._socket], [], [], 0)[0]:
+            self.next()
+        return not select.select([self._socket], [], [], seconds)[0]
+
+
+class Service:
+    """The server as systemd would run it, in a process of its own."""
+
+    def __init__(
+        self, cwd: Path, *words: str, sockets: list[socket.socket], watchdog: float = 0
+    ) -> None:
+        self._words = ["--cwd", str(cwd), *words]
+        self._sockets = sockets
+        self._watchdog = watchdog
+        self._stack = ExitStack()
+        self.listener = self._stack.enter_context(Listener(cwd / "notify.sock"))
+        self._log = self._stack.enter_context((cwd / "server.log").open("wb"))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._stack.close()
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return Path(self._log.name).read_text()
+
+    def start(self) -> dict[str, str]:
+        """Start it; what it says once it is ready."""
+        self.launch()
+        return self.listener.until("READY")
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start it."""
+        copies = [fcntl.fcntl(one, fcntl.F_DUPFD, HIGH) for one in self._sockets]
+        moves = "".join(f" {3 + n}<&{copy} {copy}<&-" for n, copy in enumerate(copies))
+        environment = {
+            **os.environ,
+            "NOTIFY_SOCKET": str(self.listener.path),
+            "LISTEN_FDS": str(len(copies)),
+        }
+        if self._watchdog:
+            environment["WATCHDOG_USEC"] = str(int(self._watchdog * 1e6))
+        self.process = subprocess.Popen(
+            # the numbers must be right, and so must be the pid
+            ["bash", "-c", f'LISTEN_PID=$$ exec "$@"{moves}', "bash", sys.executable,
+             "-m", "cuckoo_api", *self._words],
+            env=environment, pass_fds=copies, stdout=self._log, stderr=self._log,
+        )  # fmt: skip
+        for copy in copies:
+            os.close(copy)
+        return self.process
+
+    def stop(self) -> int:
+        """End it as systemd does; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+
+class Probe:
+    """Clients that ask without pause and try nothing twice: what fails is counted."""
+
+    def __init__(self, listening: socket.socket, *, keep_alive: bool) -> None:
+        self._family, self._address = listening.family, listening.getsockname()
+        self._connection = b"keep-alive" if keep_alive else b"close"
+        self.answers: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    @contextmanager
+    def at_work(self, clients: int) -> Iterator[None]:
+        """So many clients ask while entered."""
+        threads = [threading.Thread(target=self._ask_on_and_on) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stopped.set()
+            for thread in threads:
+                thread.join()
+
+    def wait_for(self, more: int) -> None:
+        """Until so many more were answered."""
+        wanted, deadline = self.answers["200"] + more, time.monotonic() + PATIENCE
+        while self.answers["200"] < wanted:
+            assert time.monotonic() < deadline, self.answers
+            time.sleep(0.01)
+
+    def _ask_on_and_on(self) -> None:
+        connection: socket.socket | None = None
+        while not self._stopped.is_set():
+            try:
+                if connection is None:
+                    connection = socket.socket(self._family)
+                    connection.settimeout(PATIENCE)
+                    connection.connect(self._address)
+                answer, closes = self._ask(connection)
+            except OSError as exc:
+                answer, closes = type(exc).__name__, True
+            with self._lock:
+                self.answers[answer] += 1
+            if closes and connection is not None:
+                connection.close()
+                connection = None
+        if connection is not None:
+            connection.close()
+
+    def _ask(self, connection: socket.socket) -> tuple[str, bool]:
+        """The status, or what went wrong, and whether the connection ends."""
+        connection.sendall(
+            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: %s\r\n\r\n" % self._connection
+        )
+        head, body = b"", b""
+        while b"\r\n\r\n" not in head:
+            if not (data := connection.recv(65536)):
+                return "cut off", True
+            head += data
+        head, _, body = head.lower().partition(b"\r\n\r\n")
+        [length] = [
+            int(x.split(b":")[1]) for x in head.split(b"\r\n") if x.startswith(b"content-length")
+        ]
+        while len(body) < length:
+            if not (data := connection.recv(65536)):
+                return "cut off", True
+            body += data
+        return head.split()[1].decode(), b"connection: close" in head
+
+
+def listening(where: str | Path) -> socket.socket:
+    """A socket that systemd listens on: TCP at an address, or unix at a path."""
+    if isinstance(where, str):
+        return socket.create_server((where, 0), backlog=1024)
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(where))
+    made.listen(1024)
+    return made
