@@ -12,7 +12,7 @@ import heapq
 import itertools
 import random
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,11 @@ class CountingFleet(Fleet):
     leasing = 0
     told: Callable[[], None]
 
-    async def lease(self, machine: Machine) -> Lease | None:
+    async def lease(self, machine: Machine, shut: Collection[str] = frozenset()) -> Lease | None:
         """As the fleet's own."""
         self.leasing += 1
         try:
-            return await super().lease(machine)
+            return await super().lease(machine, shut)
         finally:
             self.leasing -= 1
             self.told()

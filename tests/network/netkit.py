@@ -86,7 +86,9 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._mark = f"ckn{secrets.token_hex(3)}"
+        self.tag = secrets.token_hex(3)
+        """In the names of what the whole machine sees."""
+        self._mark = f"ckn{self.tag}"
         self._names: dict[str, str] = {}
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -116,7 +118,10 @@ class Lab:
         """Start something that goes on; ``log`` gets what it prints, else its pipe."""
         output = subprocess.PIPE if log is None else log.open("ab")
         started = subprocess.Popen(
-            [*self.inside(name), *words], stdout=output, stderr=None if log is None else output
+            [*self.inside(name), *words],
+            stdout=output,
+            stderr=None if log is None else output,
+            bufsize=0,  # what has come can be waited for
         )
         if log is not None:
             output.close()  # type: ignore[union-attr]
@@ -132,7 +137,7 @@ class Lab:
 
     def link(self, one: str, name: str, address: str, two: str, there: str, its: str) -> None:
         """A wire between two namespaces."""
-        short = f"{self._mark[3:]}{secrets.token_hex(2)}"
+        short = f"{self.tag}{secrets.token_hex(2)}"
         command("ip", "link", "add", f"a{short}", "type", "veth", "peer", "name", f"b{short}")
         for end, namespace, called, own in (
             (f"a{short}", one, name, address),
@@ -152,6 +157,11 @@ class Lab:
         self.run(name, "ip", "route", "add", "default", "via", GATEWAY)
         return name
 
+    def pids(self, name: str, program: str) -> list[int]:
+        """The processes in a namespace whose command line has this in it."""
+        found = [int(pid) for pid in command("ip", "netns", "pids", self._names[name]).split()]
+        return [p for p in found if program in Path(f"/proc/{p}/cmdline").read_text()]
+
     def close(self) -> None:
         """End every process in the namespaces, and the namespaces."""
         for name in self._names.values():
@@ -166,6 +176,8 @@ class Lab:
                 started.stdout.close()
         for name in self._names.values():
             command("ip", "netns", "delete", name)
+        for socket in Path("/run/wireguard").glob(f"*{self.tag}.sock"):
+            socket.unlink()  # of a wireguard-go that was killed
 
     # -- what is seen ---------------------------------------------------------------------------
 

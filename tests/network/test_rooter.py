@@ -93,8 +93,8 @@ async def test_a_rooter_that_is_killed_leaves_the_route_as_it_was_and_the_next_s
 ) -> None:
     guest, other = lab.guest(1), lab.guest(2)
     lost = await client.enable(guest_ip(1), BRIDGE, "internet")
-    for pid in lab.run("host", "pgrep", "-f", "cuckoo_api.*rooter").split():
-        os.kill(int(pid), signal.SIGKILL)
+    for pid in lab.pids("host", "cuckoo_api"):
+        os.kill(pid, signal.SIGKILL)
     await asyncio.wait_for(lost.wait(), 5)
     assert lab.seen_by_web(guest) == UPLINK_ADDRESS
     assert lab.seen_by_web(other, seconds=1) == ""
@@ -147,7 +147,6 @@ os.setgroups([])
 os.setuid(12345)
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(f"/proc/self/fd/{folder}/rooter.sock")
-connection.sendall(b'{"do":"hello"}\\n')
 print(connection.recv(1000).decode())
 """
 

@@ -127,7 +127,7 @@ def test_an_openvpn_that_never_gets_an_answer_is_no_tunnel(
 
 def test_wireguard_with_a_probe(lab: Lab, cwd: Path, tmp_path: Path, start_rooter: Start) -> None:
     tunnel = WireGuard(lab, tmp_path)
-    watch = Watch(lab, cwd, "wg", "wg0", f"type = wireguard\nprobe = http://{WEB}/")
+    watch = Watch(lab, cwd, "wg", tunnel.interface, f"type = wireguard\nprobe = http://{WEB}/")
     start_rooter()
     watch.open()
     assert watch.next()[0] == "down"
@@ -139,9 +139,9 @@ def test_wireguard_with_a_probe(lab: Lab, cwd: Path, tmp_path: Path, start_roote
     assert (status, "did not answer" in why) == ("stale", True)
     tunnel.kill(tunnel.server, signal.SIGCONT)
     assert watch.next()[0] == "up"
-    lab.run("host", "ip", "link", "set", "wg0", "down")
+    lab.run("host", "ip", "link", "set", tunnel.interface, "down")
     assert watch.next()[0] == "down"
-    lab.run("host", "ip", "link", "set", "wg0", "up")
+    lab.run("host", "ip", "link", "set", tunnel.interface, "up")
     assert watch.next()[0] == "up"
     tunnel.kill(tunnel.client, signal.SIGKILL)
     assert watch.next()[0] == "down"

@@ -10,7 +10,6 @@ from pathlib import Path
 from netkit import PROVIDER, Lab, until
 
 OPENVPN_PEER, WIREGUARD_PEER = "10.8.0.1", "10.9.0.1"
-EXITS = {"tun0": "203.0.113.1", "wg0": "203.0.113.1"}
 SERVER = """\
 dev tun0
 dev-type tun
@@ -79,6 +78,7 @@ class OpenVpn:
         self.management = folder / "management.sock"
         self.server: subprocess.Popen[bytes] | None = None
         self.client: subprocess.Popen[bytes] | None = None
+        self.interface = "tun0"
         (folder / "server.conf").write_text(SERVER)
         (folder / "client.conf").write_text(CLIENT)
 
@@ -110,12 +110,13 @@ class OpenVpn:
 
 
 class WireGuard:
-    """A tunnel by wireguard-go."""
+    """A tunnel by wireguard-go, whose interfaces are known by name to the whole machine."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self._lab, self.folder = lab, folder
         self.server: subprocess.Popen[bytes] | None = None
         self.client: subprocess.Popen[bytes] | None = None
+        self.interface, self._far = f"wg{lab.tag}", f"ws{lab.tag}"
         self._keys = {}
         for name in ("server", "client"):
             private = lab.run("host", "wg", "genkey")
@@ -125,22 +126,18 @@ class WireGuard:
             self._keys[name] = lab.run("host", "wg", "pubkey", stdin=private).strip()
 
     def start_server(self) -> None:
-        self.server = self._start("provider", "wgs")
-        self._set("provider", "wgs", "server", "client", "10.9.0.2/32", "listen-port", "51820")
-        self._up("provider", "wgs", "10.9.0.1/24")
+        self.server = self._start("provider", self._far)
+        self._set("provider", self._far, "server", "client", "10.9.0.2/32", "listen-port", "51820")
+        self._up("provider", self._far, "10.9.0.1/24")
         masquerade(self._lab, "10.9.0.0/24")
 
     def start_client(self) -> None:
-        self.client = self._start("host", "wg0")
+        self.client = self._start("host", self.interface)
         end = ["endpoint", f"{PROVIDER}:51820", "persistent-keepalive", "1"]
-        self._set("host", "wg0", "client", "server", "0.0.0.0/0", peer=end)
-        self._up("host", "wg0", "10.9.0.2/24")
-        until(
-            lambda: (
-                self._lab.run("host", "wg", "show", "wg0", "latest-handshakes").split()[1] != "0"
-            ),
-            "the handshake",
-        )
+        self._set("host", self.interface, "client", "server", "0.0.0.0/0", peer=end)
+        self._up("host", self.interface, "10.9.0.2/24")
+        shown = ("wg", "show", self.interface, "latest-handshakes")
+        until(lambda: self._lab.run("host", *shown).split()[1] != "0", "the handshake")
 
     def kill(self, process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
         assert process is not None

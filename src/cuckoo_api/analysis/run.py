@@ -22,9 +22,11 @@ from cuckoo_api.artefacts import AnalysisFolder, Artefacts
 from cuckoo_api.fleet import Lease
 from cuckoo_api.guest import GuestClient, GuestError, GuestJob, analyzer_zip
 from cuckoo_api.machinery import Capability, MachineryError, MachineState, StateChange
+from cuckoo_api.model.errors import CuckooError
 from cuckoo_api.model.sample import Sample
 from cuckoo_api.model.task import Guest, now_text
 from cuckoo_api.network import Sinkhole, capture
+from cuckoo_api.network.routing import Router
 from cuckoo_api.results import ResultServer, ResultSession
 from cuckoo_api.settings import Settings
 from cuckoo_api.store import Store
@@ -39,6 +41,10 @@ EVENT_LAG = 1.0
 
 class InfrastructureFault(Exception):
     """The machine, not the sample, failed: another one should try."""
+
+
+class RouteLost(CuckooError):
+    """Who leads guests by their routes has gone. The machine is not to blame."""
 
 
 class Ending(enum.StrEnum):
@@ -63,6 +69,7 @@ class Workshop:
     results: ResultServer
     sinkhole: Sinkhole | None
     meter: Meter = field(default_factory=Meter)
+    router: Router = field(default_factory=Router)
 
 
 async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
@@ -90,7 +97,16 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
                 socket=lease.address.sockets.get("results"),
             )
         )
-        await workshop.store.tasks.set_route(task.id, settings.routing.route)
+        route = workshop.router.choose(task.options.get("route", ""))
+        unled = await undo.enter_async_context(
+            workshop.router.session(
+                route,
+                machine.ip,
+                machine.interface or "",
+                is_reachable=not lease.address.sockets,
+            )
+        )
+        await workshop.store.tasks.set_route(task.id, route)
         if workshop.sinkhole is not None:
             await undo.enter_async_context(
                 workshop.sinkhole.session(lease.address.sockets, lease.address.resultserver_ip)
@@ -138,8 +154,10 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
         shots = asyncio.create_task(take_screenshots(lease, folder))
         undo.push_async_callback(_stop, shots)
         ending, reason = await _wait_for_the_end(
-            client, lease, session, seconds + settings.timeouts.critical
+            client, lease, session, seconds + settings.timeouts.critical, unled
         )
+        if complaint := workshop.router.complaint(route):
+            errors.append(complaint)
         lap("run")
         log.info("analysis.ended", ending=ending.value, reason=reason)
         if ending is Ending.COMPLETE:
@@ -166,13 +184,23 @@ async def _wait_for_the_agent(client: GuestClient, lease: Lease, seconds: float)
 
 
 async def _wait_for_the_end(
-    client: GuestClient, lease: Lease, session: ResultSession, seconds: float
+    client: GuestClient,
+    lease: Lease,
+    session: ResultSession,
+    seconds: float,
+    unled: asyncio.Event,
 ) -> tuple[Ending, str]:
-    """Until the guest says so, its machine stops, or its time is over; whichever comes first."""
+    """Until the guest says so, its machine stops, or its time is over; whichever comes first.
+
+    ``unled`` is set when nobody keeps its route any more, which is the infrastructure's fault.
+    """
     told = asyncio.create_task(client.wait(seconds, session.log_closed))
     stopped = asyncio.create_task(lease.wait_stopped())
+    lost = asyncio.create_task(unled.wait())
     try:
-        await asyncio.wait({told, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({told, stopped, lost}, return_when=asyncio.FIRST_COMPLETED)
+        if lost.done():
+            raise RouteLost("The rooter went away in the middle of the analysis")
         if not stopped.done():
             outcome = told.result()
             if outcome.state == "lost":
@@ -185,6 +213,7 @@ async def _wait_for_the_end(
     finally:
         await _stop(told)
         await _stop(stopped)
+        await _stop(lost)
     match outcome.state:
         case "complete":
             return Ending.COMPLETE, outcome.description

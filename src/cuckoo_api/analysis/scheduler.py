@@ -22,6 +22,7 @@ from cuckoo_api.model.errors import CuckooError
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.sample import Sample
 from cuckoo_api.model.task import Status, Task
+from cuckoo_api.network.routing import RouteDown
 from cuckoo_api.reporting.service import ProcessingFailed, make_report
 
 log = structlog.get_logger()
@@ -118,18 +119,19 @@ class Scheduler:
         """
         free, size = self._fleet.free(), 1
         while free:
-            demands = await self._store.tasks.demands()
+            shut = self._workshop.router.shut()
+            demands = [d for d in await self._store.tasks.demands() if d.route not in shut]
             free = [machine for machine in free if any(d.fits(machine) for d in demands)]
             if free and not self.disk.look():
                 self._look_again_later()
                 return
             async with asyncio.TaskGroup() as group:
                 for machine in free[:size]:
-                    group.create_task(self._give_a_task(machine))
+                    group.create_task(self._give_a_task(machine, shut))
             free, size = free[size:], min(2 * size, MOST)
 
-    async def _give_a_task(self, machine: Machine) -> None:
-        lease = await self._fleet.lease(machine)
+    async def _give_a_task(self, machine: Machine, shut: frozenset[str]) -> None:
+        lease = await self._fleet.lease(machine, shut)
         if lease is not None:
             self._spawn(lease.task.id, self._see_through(lease))
 
@@ -194,6 +196,8 @@ class Scheduler:
             # what is known of its end is kept, also when the server stops at this moment
             except InfrastructureFault as exc:
                 await to_the_end(self._blame(lease, str(exc)))
+            except RouteDown as exc:
+                await to_the_end(self._without_route(task, str(exc)))
             except CuckooError as exc:
                 await to_the_end(self._try_again(task, str(exc)))
             except asyncio.CancelledError:
@@ -233,6 +237,19 @@ class Scheduler:
             await self._store.tasks.add_error(lease.task.id, error)
         # one that was cancelled meanwhile stays so, and is reported all the same
         await self._store.tasks.transition(lease.task.id, Status.RUNNING, Status.COMPLETED)
+
+    async def _without_route(self, task: Task, reason: str) -> None:
+        """Neither the machine's fault nor the sample's: another try would be no better now.
+
+        A route that went down after the task had been claimed is waited for as any other is.
+        """
+        log.warning("analysis.no_route", reason=reason)
+        if task.options.get("route", "") in self._workshop.router.shut():
+            await self._put_back(task)
+            return
+        await self._store.tasks.transition(
+            task.id, Status.RUNNING, Status.FAILED_ANALYSIS, error=reason
+        )
 
     async def _put_back(self, task: Task) -> None:
         await self._store.tasks.transition(task.id, Status.RUNNING, Status.PENDING)

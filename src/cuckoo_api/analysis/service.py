@@ -37,6 +37,8 @@ from cuckoo_api.model.errors import BadInput, CuckooError, NotFound
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.sample import NewSample, Sample
 from cuckoo_api.model.task import NewTask, Status, Task
+from cuckoo_api.network.rooter.client import RooterUnavailable
+from cuckoo_api.network.vpn import Monitor, VpnStatus
 from cuckoo_api.settings import Settings
 from cuckoo_api.store import Store, TaskFilter
 
@@ -102,7 +104,9 @@ class AnalysisService:
         processes: Mapping[str, int] | None = None,
         events: Feed | None = None,
         disk: DiskRoom | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
+        self._monitor = monitor
         self.events = events or Feed(store)
         self._disk = disk or DiskRoom(settings.storage, settings.cuckoo.freespace)
         self._settings = settings
@@ -355,6 +359,12 @@ class AnalysisService:
             self._processes,
             paused=self._disk.problem,
         )
+
+    async def vpns(self) -> VpnStatus:
+        """The state of each VPN; RooterUnavailable where the privileged helper does not answer."""
+        if self._monitor is None:
+            raise RooterUnavailable("Rooter not available")
+        return await self._monitor.status()
 
     async def load(self) -> Load:
         """How busy it is, as the store has it: no hypervisor is asked, and so none waited for."""

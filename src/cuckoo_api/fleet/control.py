@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -189,8 +189,10 @@ class Fleet:
             for row in rows
         ]
 
-    async def lease(self, machine: Machine) -> Lease | None:
+    async def lease(self, machine: Machine, shut: Collection[str] = frozenset()) -> Lease | None:
         """Give the machine to the task in the queue that fits it best; None where none fits.
+
+        Tasks whose route is in ``shut`` are passed by.
 
         None too when the machine is not free any more or ``[cuckoo] max_machines_count`` is
         reached. Cancelled, it leaves the task in the queue and the machine free.
@@ -199,7 +201,7 @@ class Fleet:
         if slot is None or not slot.free or not self._has_room():
             return None
         slot.taken = True
-        claim = asyncio.ensure_future(self._claim(slot))
+        claim = asyncio.ensure_future(self._claim(slot, shut))
         try:
             return await asyncio.shield(claim)
         except asyncio.CancelledError:
@@ -229,13 +231,13 @@ class Fleet:
         limit = self._settings.cuckoo.max_machines_count
         return not limit or sum(slot.taken for slot in self._slots.values()) < limit
 
-    async def _claim(self, slot: Slot) -> Lease | None:
+    async def _claim(self, slot: Slot, shut: Collection[str]) -> Lease | None:
         try:
             if not await self._is_reachable(slot):
                 return None
             # before the claim: a task must not be taken out of the queue for an address that fails
             address = slot.hypervisor.address(slot.config)
-            task = await self._store.tasks.claim(self._row(slot))
+            task = await self._store.tasks.claim(self._row(slot), shut)
             if task is None:
                 return None
             slot.suspect = True

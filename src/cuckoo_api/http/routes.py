@@ -33,6 +33,7 @@ from cuckoo_api.http.schemas import (
     UrlForm,
 )
 from cuckoo_api.model.machine import Machine
+from cuckoo_api.network.vpn import VpnStatus
 from cuckoo_api.settings import Rights
 from cuckoo_api.store import TaskFilter
 
@@ -193,7 +194,7 @@ ROUTES = (
     Route("GET", "/machines/list", machines.list_machines, Machine, "machines[]"),
     Route("GET", "/machines/view/{name}", machines.view, Machine, "machine"),
     Route("GET", "/cuckoo/status", system.status, SystemStatus),
-    Route("GET", "/vpn/status", system.vpn_status, dict, errors=(500,)),
+    Route("GET", "/vpn/status", system.vpn_status, VpnStatus, errors=(500,)),
     Route("GET", "/exit", system.stop, Message, errors=(500,), rights=Rights.ADMIN),
     Route("GET", "/healthz", system.alive, Health, is_open=True),
     Route("GET", "/readyz", system.ready, Readiness, errors=(503,), is_open=True),

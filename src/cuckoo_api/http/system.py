@@ -18,7 +18,7 @@ async def status(request: web.Request) -> web.StreamResponse:
 
 async def vpn_status(request: web.Request) -> web.StreamResponse:
     """The state of the VPN tunnels."""
-    raise CuckooError("Rooter not available")
+    return reply(await request.app[SERVICE].vpns())
 
 
 async def stop(request: web.Request) -> web.StreamResponse:

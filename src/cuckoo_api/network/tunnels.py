@@ -44,7 +44,7 @@ class Look:
 async def look_at(vpn: Vpn, rooter: RooterClient) -> Look:
     """Look once; a few seconds at most. Raises RooterUnavailable where only the rooter knows."""
     rx, tx = _counters(vpn.interface)
-    if not _is_up(vpn.interface):
+    if not is_up(vpn.interface):
         return Look(error=f"there is no interface {vpn.interface} that is up")
     seen = Look(present=True, rx_bytes=rx, tx_bytes=tx)
     if vpn.type == "openvpn":
@@ -128,7 +128,8 @@ def _with(seen: Look, **changed: object) -> Look:
     return Look(**(values | changed))
 
 
-def _is_up(interface: str) -> bool:
+def is_up(interface: str) -> bool:
+    """Whether the host has this interface, and it is up."""
     try:
         return bool(int((INTERFACES / interface / "flags").read_text(), 16) & IFF_UP)
     except (OSError, ValueError):

@@ -104,9 +104,9 @@ class Monitor:
         rooter: RooterClient,
         on_change: Callable[[VpnState, str], None] = lambda _new, _old: None,
     ) -> None:
+        self.on_change = on_change
         self._vpns = vpns
         self._rooter = rooter
-        self._on_change = on_change
         self._judges = {name: Judge() for name in vpns}
         self._states: dict[str, VpnState] = {}
         self._addresses: dict[str, str] = {}
@@ -125,11 +125,13 @@ class Monitor:
             self._loop.cancel()
             await asyncio.wait({self._loop})
 
-    async def states(self) -> list[VpnState]:
-        """All of them, no older than a period. Raises RooterUnavailable."""
+    async def status(self) -> VpnStatus:
+        """All of them, no older than a period. Raises RooterUnavailable where it is not there."""
+        await self._rooter.hello()
         if time.monotonic() - self._looked > PERIOD:
             await self.look()
-        return [self._states[name] for name in self._vpns if name in self._states]
+        found = [self._states[name] for name in self._vpns if name in self._states]
+        return VpnStatus(vpns={one.name: one.status == "up" for one in found}, details=found)
 
     def is_up(self, name: str) -> bool:
         """As of the last look."""
@@ -184,7 +186,7 @@ class Monitor:
         self._states[name] = state
         if before is None or before.status != status:
             log.info("vpn.changed", vpn=name, status=status, error=error)
-            self._on_change(state, before.status if before else "")
+            self.on_change(state, before.status if before else "")
 
     async def _look_again_and_again(self) -> None:
         while True:

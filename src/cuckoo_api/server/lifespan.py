@@ -19,6 +19,7 @@ from cuckoo_api.analysis.retention import Retention
 from cuckoo_api.analysis.run import Workshop
 from cuckoo_api.analysis.scheduler import Scheduler
 from cuckoo_api.analysis.service import AnalysisService
+from cuckoo_api.analysis.vpnevents import VpnEvents
 from cuckoo_api.analysis.webhooks import Webhooks
 from cuckoo_api.artefacts import Artefacts
 from cuckoo_api.fleet import Fleet, load_plugins
@@ -27,6 +28,10 @@ from cuckoo_api.http.keys import SERVICE, SETTINGS, SWITCH
 from cuckoo_api.http.metrics import METRICS
 from cuckoo_api.machinery import MachineryPlugin
 from cuckoo_api.network import Sinkhole
+from cuckoo_api.network.rooter.client import RooterClient
+from cuckoo_api.network.rooter.commands import Service
+from cuckoo_api.network.routing import Router
+from cuckoo_api.network.vpn import Monitor
 from cuckoo_api.results import ResultServer
 from cuckoo_api.server.lock import engine_lock
 from cuckoo_api.server.reload import Part, Reloader
@@ -65,14 +70,23 @@ async def lifespan(
         bell = Doorbell(settings.cwd)
         stack.callback(bell.close)
         feed = Feed(store, ring=bell.ring)
+        rooter = RooterClient(settings.network.socket)
+        stack.push_async_callback(rooter.close)
+        monitor = Monitor(settings.vpns, rooter)
+        stack.push_async_callback(monitor.close)
         fleet: Fleet | None = None
         disk: DiskRoom | None = None
         wake: Callable[[], None] = feed.wake  # the event of what was submitted rings the engine
         if engine:
             meter = Meter(app[METRICS].registry)
+            router = Router(settings.network, rooter, monitor)
             fleet, scheduler, parts = await _open_engine(
-                stack, settings, store, artefacts, installed, meter
+                stack, settings, store, artefacts, installed, meter, router
             )
+            teller = VpnEvents(store, wake=scheduler.wake)
+            stack.push_async_callback(teller.close)
+            monitor.on_change = teller.tell
+            monitor.open()
             wake, disk = scheduler.wake, scheduler.disk
             webhooks = Webhooks(settings.webhooks, store, in_hand=scheduler.has_in_hand)
             stack.push_async_callback(webhooks.close)
@@ -95,6 +109,7 @@ async def lifespan(
             processes={"engine" if engine else "api": os.getpid()},
             events=feed,
             disk=disk,
+            monitor=monitor,
         )
 
         async def tell_the_rest(new: Settings) -> None:
@@ -119,11 +134,13 @@ async def _open_engine(
     artefacts: Artefacts,
     plugins: Mapping[str, MachineryPlugin],
     meter: Meter,
+    router: Router,
 ) -> tuple[Fleet, Scheduler, list[Part]]:
     """What runs analyses, in the order in which each needs the one before."""
     fleet = Fleet(settings, plugins, store)
     stack.push_async_callback(fleet.close)
     await fleet.open()
+    await router.guard(_services_of_the_host(settings))
 
     addresses = fleet.result_addresses()
     results = ResultServer(settings.resultserver, on_kept=meter.result_bytes.inc)
@@ -134,7 +151,7 @@ async def _open_engine(
     await fleet.recover()
     await recover(store, artefacts)
 
-    workshop = Workshop(settings, store, artefacts, results, sinkhole, meter)
+    workshop = Workshop(settings, store, artefacts, results, sinkhole, meter, router)
     scheduler = Scheduler(workshop, fleet)
     stack.push_async_callback(scheduler.close)
     scheduler.open()
@@ -153,6 +170,25 @@ async def _open_engine(
 
     fleet.on_opened = listen_for_new_machines
     return fleet, scheduler, [fleet.reconfigure, reconfigure]
+
+
+def _services_of_the_host(settings: Settings) -> dict[str, list[Service]]:
+    """What guests may reach of the host, by their network."""
+    found: dict[str, list[Service]] = {}
+    for backend in settings.machinery.values():
+        for machine in backend.machines:
+            ip = machine.resultserver_ip or settings.resultserver.ip
+            wanted = [Service("tcp", ip, machine.resultserver_port)]
+            if settings.routing.route == "sinkhole":
+                dns, http = settings.routing.sinkhole_dns_port, settings.routing.sinkhole_http_port
+                wanted += [
+                    Service("udp", ip, dns),
+                    Service("tcp", ip, dns),
+                    Service("tcp", ip, http),
+                ]
+            services = found.setdefault(machine.interface, [])
+            services += [one for one in wanted if one not in services]
+    return found
 
 
 async def _open_sinkhole(

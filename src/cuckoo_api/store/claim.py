@@ -9,7 +9,7 @@ no more than one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +30,8 @@ class Demand(NamedTuple):
     """A name or a label."""
     platform: str
     tags: frozenset[str]
+    route: str = ""
+    """The word for it; empty: the default. One that is down is no machine's to serve."""
 
     def fits(self, machine: Machine) -> bool:
         """Whether the machine may run them."""
@@ -46,7 +48,10 @@ demand_of = msgspec.json.Decoder(Demand).decode
 
 def demand(task: NewTask) -> str:
     """What the task asks of a machine, the same text for the same demand."""
-    return json.dumps([task.machine, task.platform, sorted(set(task.tags))], ensure_ascii=False)
+    asked: list[object] = [task.machine, task.platform, sorted(set(task.tags))]
+    if route := task.options.get("route"):
+        asked.append(route)
+    return json.dumps(asked, ensure_ascii=False)
 
 
 def _smallest(*where: sa.ColumnElement[bool]) -> sa.ScalarSelect[str]:
@@ -76,7 +81,14 @@ BEST_OF_EACH = compiled(_best_of_each())
 """For every demand in the queue: its text, and its best task's priority and id."""
 
 
-def best_for(machine: Machine, found: Iterable[Row]) -> int | None:
-    """The id of the best task for the machine among rows of BEST_OF_EACH."""
-    fitting = [(-prio, task_id) for text, prio, task_id in found if demand_of(text).fits(machine)]
+def best_for(
+    machine: Machine, found: Iterable[Row], shut: Collection[str] = frozenset()
+) -> int | None:
+    """The id of the best task for the machine among rows of BEST_OF_EACH, but for shut routes."""
+    asked = ((demand_of(text), prio, task_id) for text, prio, task_id in found)
+    fitting = [
+        (-prio, task_id)
+        for wanted, prio, task_id in asked
+        if wanted.fits(machine) and wanted.route not in shut
+    ]
     return min(fitting)[1] if fitting else None

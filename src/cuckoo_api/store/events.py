@@ -34,7 +34,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     kind: str
-    """``task``, ``machine`` or ``disk``."""
+    """``task``, ``machine``, ``disk`` or ``vpn``."""
     data: str
     """A JSON object, on one line."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -189,15 +189,15 @@ class TaskStore:
         rows = await self._database.rows(BEST_OF_EACH, {}, slow=True)
         return [demand_of(text) for text, _, _ in rows]
 
-    async def claim(self, machine: Machine) -> Task | None:
+    async def claim(self, machine: Machine, shut: Collection[str] = frozenset()) -> Task | None:
         """Lease the machine to the best pending task that fits it, in one transaction.
 
         The task is then ``running``. None, and nothing changed, when no task fits or the machine
-        is leased already or in quarantine.
+        is leased already or in quarantine. Tasks with a route in ``shut`` wait.
         """
 
         async def operation(transaction: Transaction) -> Task | None:
-            task_id = best_for(machine, await transaction.rows(BEST_OF_EACH, {}))
+            task_id = best_for(machine, await transaction.rows(BEST_OF_EACH, {}), shut)
             now = now_text()
             lock = {"by_name": machine.name, "task": task_id, "now": now}
             if task_id is None or not await transaction.run(LOCK, lock):

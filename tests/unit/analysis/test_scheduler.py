@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cuckoo_api.artefacts import Artefacts
 from cuckoo_api.model.errors import Unavailable
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import NewTask, Status, Task
+from cuckoo_api.network.routing import RouteDown, Router
 from cuckoo_api.settings import CuckooSection, Settings
 from cuckoo_api.store import Store
 from waiting import Bell, News
@@ -48,9 +49,9 @@ class Machines:
     def free(self) -> list[Machine]:
         return [m for m in self.rows if m.name not in self.taken | self.quarantined.keys()]
 
-    async def lease(self, machine: Machine) -> Lease | None:
+    async def lease(self, machine: Machine, shut: Collection[str]) -> Lease | None:
         self.asked.append(machine.name)
-        task = await self.store.tasks.claim(machine)
+        task = await self.store.tasks.claim(machine, shut)
         if task is None:
             return None
         self.taken.add(machine.name)
@@ -85,6 +86,7 @@ class Bench:
     report: Callable[[int], Any] | None = None
     scheduler: Scheduler | None = None
     bell: Bell = field(default_factory=Bell)
+    router: Router = field(default_factory=Router)
 
     def note(self, line: str) -> None:
         self.log.append(line)
@@ -95,7 +97,14 @@ class Bench:
             self.note(f"run {lease.task.id} on {lease.machine.name}")
             return [] if self.analyse is None else await self.analyse(lease)
 
-        workshop = Workshop(self.settings, self.store, self.artefacts, None, None)  # type: ignore[arg-type]
+        workshop = Workshop(
+            self.settings,
+            self.store,
+            self.artefacts,
+            None,
+            None,
+            router=self.router,  # type: ignore[arg-type]
+        )
         self.scheduler = Scheduler(workshop, self.machines, analyse=analyse)  # type: ignore[arg-type]
         self.scheduler._wanted = self.bell = Bell()
         self.scheduler.open()
@@ -318,6 +327,37 @@ async def test_other_faults_cost_attempts_only(bench: Bench, fault: Exception) -
 
     assert bench.log == [f"run {task_id} on one"] * 3
     assert bench.machines.quarantined == {}
+
+
+@pytest.mark.parametrize("on_down", ["wait", "fail"])
+async def test_a_route_that_goes_down_after_the_claim_costs_no_attempt(
+    bench: Bench, on_down: str
+) -> None:
+    async def analyse(_lease: Lease) -> list[str]:
+        router.down = frozenset({""} if on_down == "wait" else ())
+        raise RouteDown("The route vpn0 cannot be had")
+
+    class Shutter(Router):
+        down: frozenset[str] = frozenset()
+
+        def shut(self) -> frozenset[str]:
+            return self.down
+
+    router = bench.router = Shutter()
+    bench.analyse = analyse
+    task_id = await bench.submit()
+    bench.open()
+    ran = [f"run {task_id} on one"]
+    if on_down == "fail":
+        await bench.until_status(task_id, Status.FAILED_ANALYSIS)
+        assert bench.log == ran
+        return
+    await bench.until(lambda: bench.log == ran and not bench.machines.taken)
+    await bench.at_rest()
+    assert await bench.status(task_id) == "pending"
+    bench.analyse, router.down = None, frozenset()
+    bench.scheduler.wake()
+    await bench.until_status(task_id, Status.REPORTED)
 
 
 async def test_the_samples_own_faults_are_kept_and_reported(bench: Bench) -> None:

@@ -183,6 +183,9 @@ class Rooter:
         except CuckooError as exc:
             told.warning("rooter.refused", reason=exc.log, **shown)
             return Refused(str(exc))
+        except Exception as exc:  # noqa: BLE001 - a bug must not shut the guests of everybody
+            told.exception("rooter.bug", **shown)
+            return Refused(f"Internal error: {type(exc).__name__}")
         if not isinstance(command, Hello | Peers):
             told.info("rooter.done", **shown)
         return answer

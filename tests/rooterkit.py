@@ -1,0 +1,81 @@
+"""The rooter in the test's own process, on a kernel that only notes what it is told.
+
+What guests can truly do is tested on the real kernel, in ``tests/network``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from cuckoo_api.network.rooter.commands import Peer, Service
+from cuckoo_api.network.rooter.kernel import Kernel, KernelRefused
+from cuckoo_api.network.rooter.ruleset import Exit, Grant
+from cuckoo_api.network.rooter.server import Rooter
+from cuckoo_api.settings import Network
+
+
+class NotedKernel(Kernel):
+    """Whom it lets through, and in which order it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[str] = []
+        self.guards: dict[str, tuple[Service, ...]] = {}
+        self.led: dict[str, Exit] = {}
+        self.open: dict[str, Exit] = {}
+        self.refuses: set[str] = set()
+        """What it does not do: ``lead`` or ``apply``."""
+        self.known = [Peer(endpoint="203.0.113.7:51820", handshake=0, rx_bytes=1, tx_bytes=2)]
+        self.news: asyncio.Queue[str] = asyncio.Queue()
+
+    async def reset(self, interfaces: Sequence[str]) -> None:
+        self.log.append("reset")
+        self.led.clear()
+        await self.apply(dict.fromkeys(interfaces, ()), ())
+
+    async def apply(self, guards: Mapping[str, Sequence[Service]], grants: Iterable[Grant]) -> None:
+        if "apply" in self.refuses:
+            raise KernelRefused("nft: no")
+        self.guards = {name: tuple(services) for name, services in guards.items()}
+        self.open = {grant.guest: grant.exit for grant in grants}
+        self.log.append(f"open {' '.join(sorted(self.open)) or 'to none'}")
+
+    async def lead(self, grant: Grant) -> None:
+        if "lead" in self.refuses:
+            raise KernelRefused(f"there is no interface {grant.exit.interface}")
+        self.led[grant.guest] = grant.exit
+        self.log.append(f"lead {grant.guest}")
+
+    async def mislead(self, grant: Grant) -> None:
+        del self.led[grant.guest]
+        self.log.append(f"mislead {grant.guest}")
+
+    async def fill(self, way: Exit) -> None:
+        self.log.append(f"fill {way.interface}")
+
+    async def part(self, interfaces: Iterable[str]) -> None:
+        self.log.append(f"part {' '.join(interfaces)}")
+
+    async def peers(self, interface: str) -> list[Peer]:
+        return self.known
+
+    async def changed(self) -> AsyncIterator[str]:
+        while True:
+            yield await self.news.get()
+
+
+@asynccontextmanager
+async def noted_rooter(
+    network: Network, path: Path, kernel: NotedKernel | None = None
+) -> AsyncIterator[NotedKernel]:
+    """A rooter that listens there, until this ends."""
+    kernel = kernel or NotedKernel()
+    rooter = Rooter(network, kernel)
+    await rooter.open(path)
+    try:
+        yield kernel
+    finally:
+        await rooter.close()
