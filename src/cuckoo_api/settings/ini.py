@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cuckoo_api.settings.secret import BadSecret, resolve
+
 TRUE = frozenset({"1", "true", "yes", "on"})
 FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -88,6 +90,17 @@ class IniFile:
         self.know(section, [key])
         value = self._parser.get(section, key, fallback=None)
         return default if value is None else value.strip()
+
+    def secret(self, section: str, key: str, default: str = "") -> str:
+        """A text that may stand in another file; what is wrong with that one is a fault."""
+        try:
+            value, warning = resolve(self.text(section, key, default))
+        except BadSecret as exc:
+            self.fault(section, key, str(exc))
+            return default
+        if warning:
+            self.warn(section, key, warning)
+        return value
 
     def number(
         self, section: str, key: str, default: int, *, low: int, high: int, scale: int = 1

@@ -200,6 +200,8 @@ def _value(file: IniFile, section: str, item: dataclasses.Field[Any], hint: obje
             section, item.name, default,
             low=meta["low"], high=meta["high"], scale=meta["scale"],
         )  # fmt: skip
+    if "secret" in meta:
+        return file.secret(section, item.name, default)
     if "choices" in meta:
         return file.choice(section, item.name, default, meta["choices"])
     if hint == tuple[str, ...]:
@@ -289,6 +291,8 @@ def _options(file: IniFile, section: str, declared: Sequence[Option]) -> dict[st
     for option in declared:
         if option.choices:
             value = file.choice(section, option.name, option.default, option.choices)
+        elif option.secret:
+            value = file.secret(section, option.name) or option.default
         else:
             value = file.text(section, option.name) or option.default
         values[option.name] = Secret(value) if option.secret else value

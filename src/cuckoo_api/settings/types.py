@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cuckoo_api.machinery import MachineConfig
-from cuckoo_api.settings.fields import number
+from cuckoo_api.settings.fields import hidden, number
 from cuckoo_api.settings.routing import (
     InetsimSection,
     Network,
@@ -24,7 +24,7 @@ class CuckooSection:
     """``[cuckoo]`` of cuckoo.conf: what the engine does."""
 
     machinery: tuple[str, ...] = ("qemu",)
-    api_token: str = field(default="", repr=False)
+    api_token: str = hidden()
     """What a client must show, if none of tokens.conf; it may do everything."""
     memory_dump: bool = False
     max_machines_count: int = number(0, 0)
@@ -144,7 +144,7 @@ class ArchivesSection:
 class VirusTotalSection:
     """``[virustotal]`` of cuckoo.conf: where files come from that are submitted by hash."""
 
-    key: str = field(default="", repr=False)
+    key: str = hidden()
     url: str = "https://www.virustotal.com"
     timeout: int = number(60, 1)
     """Seconds for one file."""
@@ -156,7 +156,7 @@ class WebhooksSection:
 
     urls: tuple[str, ...] = ()
     """Told of every task; besides the callback that a task names itself."""
-    secret: str = field(default="", repr=False)
+    secret: str = hidden()
     """Signs what is sent; empty: it is not signed."""
     allow_private: bool = False
     """Whether addresses that are not of the public internet may be called."""

@@ -82,6 +82,17 @@ def test_the_files_that_ship_show_the_defaults(
     assert ini.text(name, field.name, "it is missing") == in_file(field)
 
 
+def test_what_may_stand_elsewhere_is_listed() -> None:
+    text = section(PAGE, "Secrets")
+    for file, name, field in (param.values for param in FIELDS):
+        is_secret = "secret" in field.metadata
+        assert (f"`[{name}] {field.name}`" in text) == is_secret, (file, name, field.name)
+        assert ("(#secrets)" in documented(file, name)[field.name]["Meaning"]) == is_secret
+    for options in (qemu.OPTIONS, kvm.OPTIONS, virtualbox.OPTIONS, vsphere.OPTIONS):
+        for option in options:
+            assert not option.secret or f"`{option.name}`" in text
+
+
 def test_every_section_of_the_page_exists() -> None:
     for file, sections in SECTIONS.items():
         text = section(PAGE, f"conf/{file}.conf")
