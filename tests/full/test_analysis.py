@@ -237,3 +237,62 @@ with open("/tmp/reached", "w") as f:
     text = (site.folder(report["info"]["id"]) / found["path"]).read_text()
     assert "open" not in text, text
     assert len(text.splitlines()) == 5
+
+
+MEMORY_SOURCE = r"""
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static const char hidden[] = "LDLNSX,NOMX,VNSER";
+static char *unpack(void) {
+    int may = PROT_READ | PROT_WRITE | PROT_EXEC;
+    char *page = mmap(0, 8192, may, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (size_t i = 0; i < sizeof hidden - 1; i++) page[i] = hidden[i] ^ 1;
+    return page;
+}
+int main(void) {
+    if (fork() == 0) { strcat(unpack(), "-of-the-one-that-ended"); _exit(0); }
+    wait(0);
+    strcat(unpack(), "-of-the-one-that-stayed");
+    pause();
+}
+"""
+MEMORY_RULE = """
+rule unpacked { strings: $words = "MEMORY-ONLY-WORDS-of" condition: $words }
+"""
+
+
+async def test_what_was_in_memory_only_is_found_and_served(site: Site, tmp_path: Path) -> None:
+    (site.cwd / "conf" / "yara" / "memory.yar").write_text(MEMORY_RULE)
+    source, program = tmp_path / "sample.c", tmp_path / "packed"
+    source.write_text(MEMORY_SOURCE)
+    subprocess.run(["gcc", "-O1", "-static", "-o", program, source], check=True)
+    report = await site.analyse(program, "packed", timeout=8, options="procmemdump=yes")
+    task_id = report["info"]["id"]
+    assert report["target"]["file"]["yara"] == []
+    dumps = report["procmemory"]
+    assert sorted(d["pid"] for d in dumps) == sorted(
+        p["pid"] for p in report["behavior"]["processes"]
+    )
+    for dump in dumps:
+        assert dump["filepath"] == "/tmp/packed"
+        assert [rule["name"] for rule in dump["yara"]] == ["unpacked"]
+        # the page that was written and may be run, where a debugger would look for it
+        [page] = [r for r in dump["regions"] if r["protect"] == "rwx" and r["path"] == ""]
+        assert page["size"] == page["kept"] == 8192
+    assert {"yara_match"} <= {signature["name"] for signature in report["signatures"]}
+    listed = await site.get(f"/memory/list/{task_id}")
+    assert listed["dump_files"] == sorted(d["name"] for d in dumps)
+    endings = set()
+    assert site.session is not None
+    for dump in dumps:
+        async with site.session.get(f"/memory/get/{task_id}/{dump['pid']}") as response:
+            data = await response.read()
+        [page] = [r for r in dump["regions"] if r["protect"] == "rwx"]
+        endings.add(data[page["offset"] :].partition(b"\0")[0])
+    assert endings == {
+        b"MEMORY-ONLY-WORDS-of-the-one-that-ended",
+        b"MEMORY-ONLY-WORDS-of-the-one-that-stayed",
+    }

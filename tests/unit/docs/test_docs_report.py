@@ -143,10 +143,11 @@ def test_the_shown_analysis_conf_has_the_keys_of_a_real_one() -> None:
 
 
 def test_the_packages_and_options_are_the_analyzer_s() -> None:
-    source = (PAYLOAD / "analyzers/linux/targets.py").read_text()
+    analyzer = PAYLOAD / "analyzers/linux"
+    source = "".join((analyzer / name).read_text() for name in ("targets.py", "analysis.py"))
     for package in table(section(GUEST, "Packages")):
         assert f'"{package}"' in source
-    read = set(re.findall(r'conf\.options\.get\("(\w+)"', source))
+    read = set(re.findall(r'conf\.(?:options\.get|wants)\("(\w+)"', source))
     # the other two are the server's
     assert set(table(section(GUEST, "Options"))) == read | {"filename", "route"}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from guestkit import ResultListener, running_agent
+from guestkit import ResultListener, payload_module, running_agent
 
 from cuckoo_api.guest import GuestClient, GuestJob, Outcome, analyzer_zip
 from cuckoo_api.guest.analyzer import PAYLOAD
@@ -165,3 +167,70 @@ async def test_standby_ends_with_its_agent(image: Path, guest_tmp: Path) -> None
     async with asyncio.timeout(5):
         while list(guest_tmp.iterdir()):
             await asyncio.sleep(0.01)
+
+
+HIDDEN = """#!/usr/bin/env python3
+import os, subprocess
+words = bytes(b ^ 1 for b in b"LDLNSX,NOMX,VNSER")
+child = os.fork()
+if child == 0:
+    mine = words + b"-of-the-child"
+    os._exit(0)
+os.waitpid(child, 0)
+subprocess.run(["true"])
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("guest", ["standby"], indirect=True)
+async def test_memory_is_dumped_at_the_end_of_each_process(
+    guest: Guest, results: ResultListener
+) -> None:
+    outcome = await guest.run(HIDDEN, name="hidden.py", options={"procmemdump": "yes"})
+    assert outcome.state == "complete"
+    log = results.log.decode()
+    assert "Sent the memory of 3 processes." in log
+    assert "WARNING" not in log
+    dumps = {file.destination: file for file in results.files if file.path and file.pids}
+    ends = {line.split()[0] for line in results.trace.splitlines() if "+++" in line}
+    assert set(dumps) == {f"memory/{pid}-1.dmp" for pid in ends}
+    # what never lay on the disk is in what each of the two had in memory, and not in the third
+    mine = [b"MEMORY-ONLY-WORDS" in dump.content for dump in dumps.values()]
+    assert sorted(mine) == [False, True, True]
+    [child] = [d for d in dumps.values() if b"MEMORY-ONLY-WORDS-of-the-child" in d.content]
+    assert "/python3" in child.path
+    path = guest.tmp.parent / "child.core"
+    path.write_bytes(child.content)
+    shown = await asyncio.to_thread(
+        subprocess.run, ["readelf", "-lnW", path], capture_output=True, text=True, check=True
+    )
+    assert "CORE (Core file)" in shown.stdout
+    assert shown.stderr == ""
+    assert "NT_FILE (mapped files)" in shown.stdout
+
+
+@pytest.mark.parametrize("guest", ["uploaded"], indirect=True)
+async def test_memory_of_what_lives_to_the_end_is_dumped(
+    guest: Guest, results: ResultListener
+) -> None:
+    source = "#!/bin/sh\necho started > made\nwait_for=$(printf '%s-%s' WORDS FROM-MEMORY)\n"
+    source += "exec 3<> fifo; read line <&3\n"
+    outcome = await guest.run(
+        "#!/bin/sh\nmkfifo fifo\n" + source, timeout=1, options={"procmemdump": "1"}
+    )
+    assert outcome.state == "complete"
+    assert "Analysis timeout hit" in results.log.decode()
+    [survivor] = [line.split()[0] for line in results.trace.splitlines() if "SIGKILL" in line]
+    dump = results.file(f"memory/{survivor}-1.dmp")
+    assert b"WORDS-FROM-MEMORY" in dump.content
+    assert dump.pids == [survivor]
+
+
+def test_a_dump_is_cut_in_its_largest_region() -> None:
+    memory = payload_module("processmemory")
+    regions = memory._regions(os.getpid(), 1 << 20)
+    assert sum(region.kept for region in regions) == 1 << 20
+    whole = [r.size for r in regions if r.kept == r.size]
+    cut = [r for r in regions if r.is_worth_it and 0 < r.kept < r.size]
+    assert len(cut) <= 1
+    assert not cut or cut[0].size >= max(whole)

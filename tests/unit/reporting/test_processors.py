@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,6 +234,61 @@ def test_no_more_than_the_limit_is_read(folder: Path) -> None:
         assert source.read(4) == b"xxxx"
 
 
+def _core(count: int = 2, files: int = 1, kind: int = 4) -> bytes:
+    """A core file of a page of code, a page of data that was not kept, and a note."""
+    names = b"/usr/bin/evil\0"
+    body = struct.pack("<QQ", files, 4096) + struct.pack("<QQQ", 0x400000, 0x401000, 0) + names
+    note = struct.pack("<III", 5, len(body), 0x46494C45) + b"CORE\0\0\0\0" + body
+    entries = [
+        struct.pack("<IIQQQQQQ", 4, 4, 232, 0, 0, len(note), 0, 4),
+        struct.pack("<IIQQQQQQ", 1, 5, 4096, 0x400000, 0, 4096, 4096, 4096),
+        struct.pack("<IIQQQQQQ", 1, 6, 8192, 0x500000, 0, 0, 4096, 4096),
+    ]
+    ident = b"\x7fELF\2\1\1".ljust(16, b"\0")
+    head = struct.pack("<16sHHIQQQIHHHHHH", ident, kind, 62, 1, 0, 64, 0, 0, 64, 56, count, 0, 0, 0)
+    return (head + b"".join(entries) + note).ljust(4096, b"\0") + b"\x90" * 4096
+
+
+def test_a_dump_shows_its_regions(folder: Path, evidence: Evidence, job: Job, notes: Notes) -> None:
+    (folder / "memory" / "5-1.dmp").write_bytes(_core(3))
+    line = {"path": "memory/5-1.dmp", "filepath": "/usr/bin/evil", "pids": [5], "size": 8192}
+    (folder / "files.json").write_text(json.dumps(line) + "\n")
+    [dump] = procmemory.run(evidence, job, notes)
+    assert dump["filepath"] == "/usr/bin/evil"
+    assert dump["regions"] == [
+        {
+            "addr": "0x400000",
+            "end": "0x401000",
+            "size": 4096,
+            "kept": 4096,
+            "offset": 4096,
+            "protect": "r-x",
+            "path": "/usr/bin/evil",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _core(3)[:40],
+        _core(3)[:130],
+        _core(3)[:250],
+        _core(3, files=1 << 60),
+        _core(60000),
+        _core(3, kind=2),
+        b"\x7fELF",
+    ],
+)
+def test_a_broken_dump_is_listed_all_the_same(
+    folder: Path, evidence: Evidence, job: Job, notes: Notes, data: bytes
+) -> None:
+    (folder / "memory" / "5-1.dmp").write_bytes(data)
+    [dump] = procmemory.run(evidence, job, notes)
+    assert dump["size"] == len(data)
+    assert all(region["path"] == "" for region in dump["regions"])
+
+
 def test_pictures_dumps_and_logs(folder: Path, evidence: Evidence, job: Job, notes: Notes) -> None:
     for name in ("0002.jpg", "0001.jpg", "x.jpg", "0003.png"):
         (folder / "shots" / name).write_bytes(b"")
@@ -250,6 +307,8 @@ def test_pictures_dumps_and_logs(folder: Path, evidence: Evidence, job: Job, not
             "name": "12-1",
             "file": "memory/12-1.dmp",
             "size": 36,
+            "filepath": "",
+            "regions": [],
             "yara": [],
             "urls": ["http://in.memory.test/"],
         }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from cuckoo_api.reporting.bounds import Notes, take
+from cuckoo_api.reporting.bounds import Notes, clip, take
 from cuckoo_api.reporting.evidence import Evidence, Input
 from cuckoo_api.reporting.job import Job
+from cuckoo_api.reporting.processors.dropped import MAX_METADATA, MAX_PATH, Origin, origins
+from cuckoo_api.reporting.processors.formats.core import regions
 from cuckoo_api.reporting.urls import UrlFinder
 
 MAX_DUMPS = 1_000
@@ -18,11 +20,14 @@ _DUMP = re.compile(r"([0-9]{1,10})-([0-9]{1,6})\.dmp", re.ASCII)
 def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
     """The report's ``procmemory``, an entry for each dump."""
     matches = [match for name in evidence.names("memory") if (match := _DUMP.fullmatch(name))]
+    known = origins(evidence.read("files.json", MAX_METADATA), notes) if matches else {}
     entries = []
     for match in take(matches, MAX_DUMPS, notes, "procmemory"):
         try:
             with evidence.open(f"memory/{match[0]}") as source:
-                size, urls = source.size, _urls(source)
+                size, ranges = source.size, regions(source)
+                source.rewind()
+                urls = _urls(source)
         except OSError:
             continue  # it was a file a moment ago and is none now
         entries.append(
@@ -32,11 +37,18 @@ def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
                 "name": match[0].removesuffix(".dmp"),
                 "file": f"memory/{match[0]}",
                 "size": size,
+                "filepath": _program(known.get(f"memory/{match[0]}")),
+                "regions": ranges,
                 "yara": [],
                 "urls": urls,
             }
         )
     return entries
+
+
+def _program(origin: Origin | None) -> str:
+    """Which program the process ran; empty where the guest did not say."""
+    return clip(origin.filepath or "", MAX_PATH) if origin is not None else ""
 
 
 def _urls(source: Input) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Optional
 from agentlink import AgentStatus, Standby
 from analysisconf import AnalysisConf
 from containment import Containment, protect_self
+from exitgate import ExitGate
+from processmemory import ProcessMemory
 from results import Log, ResultServer
 from targets import Command, choose_command
 from tracing import Tracer
@@ -62,9 +64,15 @@ def _analyse(conf: AnalysisConf, server: ResultServer, log: Log, containment: Co
     _set_clock(conf, log)
     deadline = time.monotonic() + conf.timeout
     command = choose_command(conf, log)
-    if command.user or not tracer.started:
+    memory = ProcessMemory(server, log) if conf.wants("procmemdump") else None
+    gate = ExitGate(memory.dump) if memory is not None else None
+    if command.user or gate is not None or not tracer.started:
         tracer.close()
-        tracer.start(command.user)
+        tracer.start(command.user, gate)
+    if gate is not None and gate.fault:
+        log.warning("The memory of those only that live to the end: %s" % gate.fault)
+    if memory is not None:
+        memory.tracer = tracer.pid
     tracer.release(command, server.stream("logs/trace.strace"))
     log.info("Started %s, traced by process %d" % (command.words, tracer.pid))
     ended = tracer.follow(deadline)
@@ -76,12 +84,26 @@ def _analyse(conf: AnalysisConf, server: ResultServer, log: Log, containment: Co
         _wait_for_timeout(conf, deadline, log)
     else:
         log.info("Analysis timeout hit, terminating analysis.")
+    if memory is not None:
+        _dump_survivors(memory, containment, tracer)
     survivors = containment.stop(tracer.pid)
     if survivors:
         log.warning("%d processes could not be killed." % survivors)
     tracer.finish(log)
+    if gate is not None:
+        gate.close()
     tracer.files.send(server, log)
     _remove_folder(command)
+
+
+def _dump_survivors(memory: ProcessMemory, containment: Containment, tracer: Tracer) -> None:
+    containment.freeze(True)
+    try:
+        for pid in containment.members(tracer.pid):
+            memory.dump(pid)
+    finally:
+        containment.freeze(False)
+    memory.finish()
 
 
 def _wait_for_timeout(conf: AnalysisConf, deadline: float, log: Log) -> None:

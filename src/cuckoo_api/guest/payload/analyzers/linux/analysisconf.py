@@ -22,6 +22,10 @@ class AnalysisConf:
         self.clock = _seconds(values.get("clock", ""))
         self.options = _options(values.get("options", ""))
 
+    def wants(self, option: str) -> bool:
+        """Whether an option is switched on."""
+        return _boolean(self.options.get(option, ""))
+
     @classmethod
     def read(cls, path: str) -> "AnalysisConf":
         """Read the file. Raises OSError or ValueError."""

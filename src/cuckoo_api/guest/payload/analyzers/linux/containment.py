@@ -49,6 +49,15 @@ class Containment:
         except (OSError, ValueError):
             pass  # not root, or already lower
 
+    def members(self, tracer: int) -> List[int]:
+        """The sample's processes that live now."""
+        return sorted(self._members(tracer))
+
+    def freeze(self, frozen: bool) -> None:
+        """Stop the sample and its tracer where they are, or let them go on."""
+        if self._folder:
+            _try_write(os.path.join(self._folder, "cgroup.freeze"), "1" if frozen else "0")
+
     def stop(self, tracer: int) -> int:
         """Kill the sample; the tracer then ends by itself, and is killed too if it does not.
 

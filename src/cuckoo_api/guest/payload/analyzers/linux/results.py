@@ -4,7 +4,7 @@ import errno
 import socket
 import threading
 import time
-from typing import BinaryIO
+from typing import BinaryIO, Iterable, Iterator
 
 CHUNK = 256 * 1024
 MAX_LINE = 4000
@@ -37,13 +37,14 @@ class ResultServer:
 
     def upload(self, destination: str, source: BinaryIO, path: str, pids: str, limit: int) -> int:
         """Send a file, at most ``limit`` bytes of it. Returns how many were sent."""
+        return self.send(destination, path, pids, _pieces(source, limit))
+
+    def send(self, destination: str, path: str, pids: str, pieces: Iterable[bytes]) -> int:
+        """Send a file that is made meanwhile. Returns how many bytes were sent. Raises OSError."""
         connection = self.connect(b"FILE 2\n" + file_lines(destination, path, pids))
         sent = 0
         try:
-            while sent < limit:
-                data = source.read(min(CHUNK, limit - sent))
-                if not data:
-                    break
+            for data in pieces:
                 connection.sendall(data)
                 sent += len(data)
         finally:
@@ -104,3 +105,12 @@ def file_lines(destination: str, path: str, pids: str) -> bytes:
     if any(b"\n" in line or b"\0" in line or len(line) > MAX_LINE for line in lines):
         raise OSError(errno.EINVAL, "not to be named in the protocol", path)
     return b"".join(line + b"\n" for line in lines)
+
+
+def _pieces(source: BinaryIO, limit: int) -> Iterator[bytes]:
+    while limit > 0:
+        data = source.read(min(CHUNK, limit))
+        if not data:
+            return
+        limit -= len(data)
+        yield data

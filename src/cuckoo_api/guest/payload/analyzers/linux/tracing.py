@@ -12,6 +12,7 @@ from typing import Optional
 
 from containment import Containment
 from droppedfiles import DroppedFiles
+from exitgate import ExitGate
 from results import Log, Stream
 from targets import PATH, Command, environment
 
@@ -65,8 +66,8 @@ class Tracer:
         """Whether strace ended before what it traced: its last line is always about an end."""
         return self._begun and not self._last.rstrip().endswith(b"+++")
 
-    def start(self, user: str) -> None:
-        """Start strace and the waiting shell. Raises OSError when there is no strace."""
+    def start(self, user: str, gate: Optional[ExitGate] = None) -> None:
+        """Start strace and the waiting shell, behind the gate. Raises OSError without strace."""
         strace = shutil.which("strace", path=PATH)
         if strace is None:
             raise OSError("strace is not installed in this guest")
@@ -80,9 +81,13 @@ class Tracer:
                  "-e", "signal=!SIGCHLD",
                  "-e", "trace=" + ",".join("?" + name for name in SYSCALLS.split())]
         words += ["-u", user] if user else []
-        self._process = subprocess.Popen(
-            words + ["--", "/bin/sh", "-s"], cwd="/", env=environment(user),
-            stdin=subprocess.PIPE, stdout=self._console, stderr=errors, start_new_session=True)
+
+        def begin() -> "subprocess.Popen[bytes]":
+            return subprocess.Popen(
+                words + ["--", "/bin/sh", "-s"], cwd="/", env=environment(user),
+                stdin=subprocess.PIPE, stdout=self._console, stderr=errors, start_new_session=True)
+
+        self._process = gate.start(begin) if gate is not None else begin()
         os.close(errors)
         self._containment.add(self._process.pid)
 
