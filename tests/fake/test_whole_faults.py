@@ -331,6 +331,26 @@ async def test_a_report_that_cannot_be_made_fails_the_processing(
     assert (await site.get(f"/tasks/report/{task['id']}"))["info"]["id"] == task["id"]
 
 
+async def test_a_report_that_cannot_be_written_fails_the_reporting(site: Site) -> None:
+    async def in_the_way(run: GuestRun) -> None:
+        (site.folder(int(run.conf["id"])) / "reports" / "report.json").mkdir()
+        await scripts.normal(run)
+
+    site.add("one", in_the_way)
+    await site.start()
+    task = await site.until(await site.submit(), "failed_reporting")
+
+    [error] = task["errors"]
+    assert error.startswith("No report was written. report: IsADirectoryError: ")
+    await site.get(f"/tasks/report/{task['id']}", status=404)
+    await site.free()
+
+    (site.folder(task["id"]) / "reports" / "report.json").rmdir()
+    assert await site.get(f"/tasks/rereport/{task['id']}") == {"success": True}
+    await site.until(task["id"], "reported")
+    assert (await site.get(f"/tasks/report/{task['id']}"))["info"]["id"] == task["id"]
+
+
 async def test_a_guest_writes_no_report_of_its_own(site: Site) -> None:
     async def plants(run: GuestRun) -> None:
         await run.upload("reports/report.json", b"{}")

@@ -23,7 +23,7 @@ from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.sample import Sample
 from cuckoo_api.model.task import Status, Task
 from cuckoo_api.network.routing import RouteDown
-from cuckoo_api.reporting.service import ProcessingFailed, make_report
+from cuckoo_api.reporting.service import ProcessingFailed, ReportingFailed, make_report
 
 log = structlog.get_logger()
 
@@ -303,10 +303,12 @@ class Scheduler:
                 self._settings.cwd,
                 html=self._settings.reporting.html,
             )
-        except ProcessingFailed as exc:
+        except (ProcessingFailed, ReportingFailed) as exc:
             log.exception("report.failed")
-            await tasks.transition(
-                task_id, Status.COMPLETED, Status.FAILED_PROCESSING, error=str(exc)
+            failed = (
+                Status.FAILED_REPORTING
+                if isinstance(exc, ReportingFailed)
+                else Status.FAILED_PROCESSING
             )
             return
         lap("report")

@@ -38,21 +38,31 @@ class ProcessingFailed(CuckooError):
     code = "processing_failed"
 
 
+class ReportingFailed(CuckooError):
+    """The results were processed, and the report of it could not be written; the text says why."""
+
+    code = "reporting_failed"
+
+
 @dataclass(slots=True)
 class _Progress:
     """What is left to do, and what was said on the way."""
 
     steps: list[str]
+    done: int = 0
+    """How many steps came to their own end, whatever they had to say."""
     errors: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
 
     def took(self, reply: Reply) -> None:
         self.steps.remove(reply.step)
+        self.done += 1
         errors = [error[:MAX_MESSAGE] for error in reply.errors[:MAX_MESSAGES]]
         self.errors += errors
         self.messages += errors + [note[:MAX_MESSAGE] for note in reply.notes[:MAX_MESSAGES]]
 
     def lost(self, reason: str) -> None:
+        self.done -= 1
         self.took(Reply(step=self.steps[0], errors=[f"{self.steps[0]}: {reason}"]))
 
 
@@ -73,7 +83,8 @@ async def make_report(
     All parsing happens in a worker process with limits of its own. ``cwd`` is where the user's own
     rules and signatures lie. What a step failed on, also by ending or outstaying its process, is
     returned, and stands in the report's ``debug.errors``.
-    Raises ProcessingFailed when no report could be written.
+    Raises ReportingFailed when no report could be written, and ProcessingFailed when it did not
+    even come to that.
     """
     sections = await asyncio.to_thread(_prepare, folder)
     try:
@@ -105,7 +116,8 @@ async def make_report(
         await asyncio.to_thread((folder / "reports" / "report.html").unlink, missing_ok=True)
     failed = [error for error in progress.errors if error.startswith(f"{REPORT}: ")]
     if failed:
-        raise ProcessingFailed(f"No report was written. {failed[0]}")
+        fault = ReportingFailed if progress.done else ProcessingFailed
+        raise fault(f"No report was written. {failed[0]}")
     return progress.errors
 
 
