@@ -43,6 +43,9 @@ class NotedKernel(Kernel):
         self.open = {grant.guest: grant.exit for grant in grants}
         self.log.append(f"open {' '.join(sorted(self.open)) or 'to none'}")
 
+    async def shut(self, interfaces: Sequence[str]) -> None:
+        self.log.append(f"shut {' '.join(interfaces)}")
+
     async def lead(self, grant: Grant) -> None:
         if "lead" in self.refuses:
             raise KernelRefused(f"there is no interface {grant.exit.interface}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from fakekit import Site
 from prometheus_client.parser import text_string_to_metric_families
+from routekit import LO, rooter
 
 from cuckoo_api.testing.fake import scripts
 
@@ -51,3 +54,16 @@ async def test_a_phase_that_failed_is_not_timed(site: Site) -> None:
     counts = await figures(site, "cuckoo_analysis_phase_seconds_count")
     assert counts == {"restore": 1, "agent": 0, "run": 0, "report": 0}
     assert await figures(site, "cuckoo_machine_quarantined") == {"one": 1}
+
+
+async def test_the_state_of_each_vpn_is_a_figure(site: Site) -> None:
+    site.add("one")
+    down = replace(LO, name="vpn1", interface="nowhere0")
+    async with rooter(site, LO, down):
+        await site.start()
+        await site.get("/vpn/status")
+        found = await figures(site, "cuckoo_vpn_status")
+    expected = dict.fromkeys(
+        [f"{status}vpn{number}" for number in (0, 1) for status in ("up", "down", "stale")], 0
+    )
+    assert found == expected | {"upvpn0": 1, "downvpn1": 1}

@@ -10,10 +10,12 @@ import aiohttp
 import pytest
 import structlog
 from fakekit import PATIENCE, Gate, Site
+from routekit import LO, on_a_network, rooter
 from structlog.testing import capture_logs
 
 from cuckoo_api.http.keys import SERVICE, SWITCH
 from cuckoo_api.model.errors import ConfigError, NotFound
+from cuckoo_api.network.rooter import server as rooter_server
 from cuckoo_api.server import app as server_app
 from cuckoo_api.server import lock, reload
 from cuckoo_api.server.lock import ask_to_reload, engine_lock
@@ -124,3 +126,23 @@ async def test_only_a_server_is_asked(site: Site) -> None:
     await site.stop()
     with pytest.raises(NotFound):
         ask_to_reload(cwd)
+
+
+async def test_other_routes_are_taken_on_while_a_guest_has_one(
+    site: Site, reloads: asyncio.Queue[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooter_server, "check_address", lambda _: None)  # guests are on loopback
+    gate = Gate()
+    on_a_network(site, gate)
+    async with rooter(site, LO) as kernel:
+        await site.start()
+        running = await site.submit(options="route=vpn0")
+        await site.running("one")
+        site.settings = replace(site.settings, vpns={"vpn9": replace(LO, name="vpn9")})
+        assert await reloaded(site, reloads)
+        assert (await site.get("/vpn/status"))["vpns"] == {"vpn9": True}
+        with pytest.raises(AssertionError, match=r"vpn0.*not offered.*vpn9"):
+            await site.submit(options="route=vpn0")
+        assert kernel.open, "it is still led, as long as the rooter itself was told nothing"
+        gate.open.set()
+        assert (await site.until(running, "reported"))["route"] == "vpn0"

@@ -107,6 +107,7 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
             )
         )
         await workshop.store.tasks.set_route(task.id, route)
+        guest = msgspec.structs.replace(guest, exit_address=workshop.router.exit_address(route))
         if workshop.sinkhole is not None:
             await undo.enter_async_context(
                 workshop.sinkhole.session(lease.address.sockets, lease.address.resultserver_ip)

@@ -38,7 +38,7 @@ from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.sample import NewSample, Sample
 from cuckoo_api.model.task import NewTask, Status, Task
 from cuckoo_api.network.rooter.client import RooterUnavailable
-from cuckoo_api.network.vpn import Monitor, VpnStatus
+from cuckoo_api.network.vpn import Monitor, VpnState, VpnStatus
 from cuckoo_api.settings import Settings
 from cuckoo_api.store import Store, TaskFilter
 
@@ -76,6 +76,8 @@ class Load:
     free_bytes: int
     is_paused: bool
     """Whether no analysis starts, for want of room."""
+    vpns: Sequence[VpnState] = ()
+    """As they were last seen."""
 
 
 class MachineView(Protocol):
@@ -374,6 +376,7 @@ class AnalysisService:
             await self._store.machines.list(),
             self._disk.free,
             is_paused,
+            self._monitor.known() if self._monitor is not None else (),
         )
 
     async def problems(self) -> list[str]:

@@ -14,6 +14,7 @@ from cuckoo_api import __version__
 from cuckoo_api.analysis.service import Load
 from cuckoo_api.http.keys import SERVICE
 from cuckoo_api.model.task import Status
+from cuckoo_api.network.vpn import STATUSES as VPN_STATUSES
 
 PLAIN = "text/plain"
 HUNG_UP = "499"
@@ -56,6 +57,12 @@ class Metrics:
             ["machine"],
             registry=registry,
         )
+        self._vpns = Gauge(
+            "cuckoo_vpn_status",
+            "1 for the status that a VPN has, 0 for the others",
+            ["vpn", "status"],
+            registry=registry,
+        )
         self._paused = Gauge(
             "cuckoo_analyses_paused",
             "1 while no analysis starts, for want of room",
@@ -85,13 +92,17 @@ class Metrics:
 
     def take(self, load: Load) -> None:
         """Set what is true now."""
-        for status in Status:
-            self._tasks.labels(status.value).set(load.tasks.get(status, 0))
+        for state in Status:
+            self._tasks.labels(state.value).set(load.tasks.get(state, 0))
         self._machines.clear()
         self._quarantine.clear()
         for machine in load.machines:
             self._machines.labels(machine.status or "unknown").inc()
             self._quarantine.labels(machine.name).set(machine.quarantine is not None)
+        self._vpns.clear()
+        for vpn in load.vpns:
+            for status in VPN_STATUSES:
+                self._vpns.labels(vpn.name, status).set(vpn.status == status)
         self._leased.set(sum(machine.locked for machine in load.machines))
         self._paused.set(load.is_paused)
         self._free.set(load.free_bytes)

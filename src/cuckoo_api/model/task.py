@@ -75,6 +75,8 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_on: str | None = None
     status: str = ""
     """``starting``, ``running``, ``stopped``."""
+    exit_address: str | None = None
+    """Where its traffic came from, as the page saw it that its route's probe asks."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,6 +36,10 @@ class Router:
         self._rooter = rooter or RooterClient(network.socket)
         self._monitor = monitor or Monitor(network.vpns, self._rooter)
 
+    def reconfigure(self, network: Network) -> None:
+        """Take other routes. A guest that is led goes on as long as the rooter leads it."""
+        self._network = network
+
     async def guard(self, services: Mapping[str, Sequence[Service]]) -> None:
         """Shut the guests' networks but for these services of the host, by interface.
 
@@ -88,11 +92,15 @@ class Router:
             lost = await self._rooter.enable(guest, interface, route)
         except CuckooError as exc:
             raise RouteDown(f"The route {route} cannot be given: {exc}") from exc
-        log.info("router.led", route=route, exit=self._monitor.exit_address(route))
+        log.info("router.led", route=route, exit=self.exit_address(route))
         try:
             yield lost
         finally:
             await self._rooter.disable(guest)
+
+    def exit_address(self, route: str) -> str | None:
+        """The address from which the world sees what goes by a VPN; None where no probe told."""
+        return self._monitor.exit_address(route) or None
 
     def complaint(self, route: str) -> str:
         """What is to be said of a route at the end of an analysis; empty where it is up."""

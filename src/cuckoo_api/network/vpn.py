@@ -32,6 +32,7 @@ FAILURES = 2
 """Probes that are not answered, one after the other: a single packet may be lost."""
 
 Status = Literal["up", "down", "stale"]
+STATUSES: tuple[Status, ...] = ("up", "down", "stale")
 
 
 class VpnState(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,9 +115,20 @@ class Monitor:
         self._looking = asyncio.Lock()
         self._loop: asyncio.Task[None] | None = None
 
+    def reconfigure(self, vpns: Mapping[str, Vpn]) -> None:
+        """Look at these from now on. Of those that have changed nothing is known any more."""
+        for name, vpn in self._vpns.items():
+            if vpns.get(name) != vpn:
+                for known in (self._judges, self._states, self._addresses):
+                    known.pop(name, None)
+        self._vpns = vpns
+        for name in vpns:
+            self._judges.setdefault(name, Judge())
+        self._looked = float("-inf")
+
     def open(self) -> None:
         """Begin to look, where there is something to look at."""
-        if self._vpns:
+        if self._loop is None:
             self._loop = asyncio.create_task(self._look_again_and_again(), name="vpn-monitor")
 
     async def close(self) -> None:
@@ -130,8 +142,12 @@ class Monitor:
         await self._rooter.hello()
         if time.monotonic() - self._looked > PERIOD:
             await self.look()
-        found = [self._states[name] for name in self._vpns if name in self._states]
+        found = self.known()
         return VpnStatus(vpns={one.name: one.status == "up" for one in found}, details=found)
+
+    def known(self) -> list[VpnState]:
+        """All of them as of the last look."""
+        return [self._states[name] for name in self._vpns if name in self._states]
 
     def is_up(self, name: str) -> bool:
         """As of the last look."""
@@ -152,14 +168,15 @@ class Monitor:
     async def look(self) -> None:
         """Look at all now, at once. Raises RooterUnavailable; the others are looked at still."""
         async with self._looking:
-            names = list(self._vpns)
+            vpns = self._vpns
             looks = await asyncio.gather(
-                *(look_at(self._vpns[name], self._rooter) for name in names),
-                return_exceptions=True,
+                *(look_at(vpn, self._rooter) for vpn in vpns.values()), return_exceptions=True
             )
             self._looked = time.monotonic()
             lost: BaseException | None = None
-            for name, seen in zip(names, looks, strict=True):
+            for name, seen in zip(vpns, looks, strict=True):
+                if self._vpns.get(name) != vpns[name]:
+                    continue  # it is another one meanwhile
                 if isinstance(seen, BaseException):
                     lost = seen
                     seen = Look(error="the rooter does not answer")

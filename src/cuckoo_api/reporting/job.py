@@ -98,6 +98,7 @@ def _info(task: Task, machine: Machine | None) -> dict[str, Any]:
         "owner": task.owner,
         "custom": task.custom,
         "route": task.route,
+        "exit_address": task.guest.exit_address if isinstance(task.guest, Guest) else None,
         "version": __version__,
         "options": ",".join(f"{key}={value}" for key, value in task.options.items()),
     }

@@ -117,6 +117,7 @@ async def lifespan(
             app[ACCESS].reconfigure(new)
 
         reloader = Reloader(
+            monitor.reconfigure(new.vpns)
             settings,
             reread or (lambda: load_settings(settings.cwd, list(installed.values()))),
             [*parts, tell_the_rest],
@@ -169,7 +170,12 @@ async def _open_engine(
         scheduler.reconfigure(dataclasses.replace(workshop, settings=new))
 
     fleet.on_opened = listen_for_new_machines
-    return fleet, scheduler, [fleet.reconfigure, reconfigure]
+
+    async def reroute(new: Settings) -> None:
+        router.reconfigure(new.network)
+        await router.guard(_services_of_the_host(new))
+
+    return fleet, scheduler, [fleet.reconfigure, reconfigure, reroute]
 
 
 def _services_of_the_host(settings: Settings) -> dict[str, list[Service]]:

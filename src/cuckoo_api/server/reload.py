@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import structlog
@@ -23,6 +24,7 @@ Part = Callable[[Settings], Awaitable[None]]
 """Takes settings on. Only the first one may refuse them, by ConfigError."""
 
 FIXED = (
+    ("cuckoo", "rooter"),
     ("api", "host"),
     ("api", "port"),
     ("database", "connection"),
@@ -48,6 +50,8 @@ class Reloader:
         """``read`` blocks, and raises ConfigError."""
         self.settings = settings
         """Those in force."""
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered for each reload."""
         self._read = read
         self._parts = parts
         self._asked = asyncio.Event()
@@ -72,7 +76,8 @@ class Reloader:
             await self._asked.wait()
             self._asked.clear()
             try:
-                await self.reload()
+                with self.around():
+                    await self.reload()
             except Exception:  # whatever it is, the server goes on, and may be asked again
                 log.exception("reload.failed")
 

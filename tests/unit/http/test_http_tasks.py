@@ -125,6 +125,7 @@ async def test_a_task_that_is_done_shows_where_it_ran(site: Site) -> None:
         manager="fake",
         started_on="2020-01-02 03:05:01",
         shutdown_on="2020-01-02 03:09:58",
+        exit_address="203.0.113.1",
         status="stopped",
     )
     await site.store.tasks.set_guest(1, ran)
@@ -139,6 +140,7 @@ async def test_a_task_that_is_done_shows_where_it_ran(site: Site) -> None:
         "started_on": "2020-01-02 03:05:01",
         "shutdown_on": "2020-01-02 03:09:58",
         "status": "stopped",
+        "exit_address": "203.0.113.1",
     }
     assert (task["status"], task["machine"], task["route"]) == ("reported", "one", "none")
     assert task["errors"] == ["it went wrong: é"]

@@ -61,6 +61,11 @@ class Kernel:
             for route in [r async for r in await link.get_routes(family=IPV4)]:
                 if route["proto"] == OURS:
                     await _change(link.route("del", **_same_route(route)), gone=True)
+        await self.shut(interfaces)
+
+    async def shut(self, interfaces: Sequence[str]) -> None:
+        """End the way of everything from these networks that has no route of its own."""
+        async with _netlink() as link:
             for name in interfaces:
                 await _change(
                     link.rule(

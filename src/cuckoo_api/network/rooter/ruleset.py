@@ -42,6 +42,8 @@ class Grant:
     interface: str
     exit: Exit
     number: int
+    route: str = ""
+    """The name that it was asked for by."""
 
     @property
     def mark(self) -> str:

@@ -98,7 +98,11 @@ class Rooter:
             raise CuckooError(f"{path}: {exc.strerror or exc}") from exc
         finally:
             os.umask(mask)
-        _let_in(path, self._network.rooter.user, self._network.rooter.group)
+        try:
+            _let_in(path, self._network.rooter.user, self._network.rooter.group)
+        except CuckooError:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Shut all guests, and go. The firewall stays, and lets nothing through."""
@@ -119,10 +123,13 @@ class Rooter:
         async with self._lock:
             self._network = network
             for name in network.rooter.interfaces:
-                self._guards.setdefault(name, ())
-            await self._kernel.reset(list(self._guards))
-            self._grants.clear()
-            await self._kernel.apply(self._guards, ())
+                self._guards.setdefault(name, ())  # one that is not there any more stays shut
+            await self._kernel.apply(self._guards, self._grants.values())
+            await self._kernel.shut(list(self._guards))
+            for guest, grant in list(self._grants.items()):
+                if not self._leads(grant):
+                    await self._shut(guest)
+                    log.info("rooter.shut", guest=guest, route=grant.route)
         log.info("rooter.reloaded")
 
     # -- connections ----------------------------------------------------------------------------
@@ -235,7 +242,7 @@ class Rooter:
             if guest in self._grants:
                 await self._shut(guest)
             self._numbers += 1
-            grant = Grant(guest, interface, way, self._numbers)
+            grant = Grant(guest, interface, way, self._numbers, route)
             client.guests.add(guest)
             # first the way and then the door: there is no moment at which it could take another
             await self._kernel.lead(grant)
@@ -256,6 +263,14 @@ class Rooter:
         if grant is not None:
             await self._kernel.apply(self._guards, self._grants.values())
             await self._kernel.mislead(grant)
+
+    def _leads(self, grant: Grant) -> bool:
+        """Whether routing.conf still says what the guest has."""
+        try:
+            self._check_interface(grant.interface)
+            return self.exit_of(grant.route) == grant.exit
+        except CuckooError:
+            return False
 
     def exit_of(self, route: str) -> Exit:
         """Where a route leads, by routing.conf. Raises NotAllowed for what is not in it."""
