@@ -57,6 +57,8 @@ class Scheduler:
         self._told_low = False
         self.on_let_go: Callable[[], None] = lambda: None
         """Called when :meth:`has_in_hand` has become false for some task."""
+        self._draining = False
+        self._looking = asyncio.Lock()
         self._running: dict[asyncio.Task[None], int] = {}
         self._analyses: dict[int, asyncio.Task[list[str]]] = {}
         self._reporting: set[int] = set()
@@ -87,6 +89,17 @@ class Scheduler:
         ]
         self.wake()
 
+    async def drain(self) -> None:
+        """Begin nothing any more; return once what runs has come to its report.
+
+        What is cancelled meanwhile is stopped all the same.
+        """
+        self._draining = True
+        async with self._looking:
+            pass  # what was being given out runs by now
+        while self._running:
+            await asyncio.wait(set(self._running))
+
     async def close(self) -> None:
         """Stop. A running analysis is broken off and its task goes back to the queue."""
         if self._recheck is not None:
@@ -103,13 +116,19 @@ class Scheduler:
             await self._wanted.wait()
             self._wanted.clear()
             try:
-                await self._stop_cancelled()
-                await self._report_completed()
-                await self._give_each_machine_a_task()
-                await self._tell_of_disk()
+                async with self._looking:
+                    await self._look()
             except Exception:  # whatever it is, it must not be the last look
                 log.exception("scheduler.failed")
                 self._look_again_later()
+
+    async def _look(self) -> None:
+        await self._stop_cancelled()
+        if self._draining:
+            return
+        await self._report_completed()
+        await self._give_each_machine_a_task()
+        await self._tell_of_disk()
 
     async def _give_each_machine_a_task(self) -> None:
         """Lease the free machines that a waiting task fits, few at first and then more at once.
@@ -310,6 +329,7 @@ class Scheduler:
                 if isinstance(exc, ReportingFailed)
                 else Status.FAILED_PROCESSING
             )
+            await tasks.transition(task_id, Status.COMPLETED, failed, error=str(exc))
             return
         lap("report")
         for error in errors:

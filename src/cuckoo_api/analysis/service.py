@@ -103,7 +103,7 @@ class AnalysisService:
         *,
         on_submitted: Callable[[], None],
         fleet: MachineView | None = None,
-        processes: Mapping[str, int] | None = None,
+        processes: Callable[[], Mapping[str, int]] = dict,
         events: Feed | None = None,
         disk: DiskRoom | None = None,
         monitor: Monitor | None = None,
@@ -116,7 +116,7 @@ class AnalysisService:
         self._artefacts = artefacts
         self._on_submitted = on_submitted
         self._fleet = fleet
-        self._processes = dict(processes or {})
+        self._processes = processes
         self._unique = asyncio.Lock()
         self._unpackers = asyncio.Semaphore(UNPACKERS)
 
@@ -358,7 +358,7 @@ class AnalysisService:
             temporary,
             await self._store.tasks.counts(),
             await self._store.machines.list(),
-            self._processes,
+            self._processes(),
             paused=self._disk.problem,
         )
 

@@ -18,6 +18,7 @@ from cuckoo_api.cli.arguments import (
     add_plugin_command,
     add_task_commands,
     add_token_command,
+    number,
 )
 from cuckoo_api.cli.networks import add_network_commands
 from cuckoo_api.cli.operations import add_operations_commands
@@ -68,6 +69,25 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serve the REST API and run analyses, until stopped by a signal.",
     )
     _add_api_arguments(api)
+    api.add_argument(
+        "--no-engine", action="store_true", help="serve the API alone; run no analyses"
+    )
+    api.add_argument(
+        "--systemd",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="print systemd's units for this installation, or write them below DIR, where / is "
+        "where they belong; nothing is served",
+    )
+    engine = commands.add_parser(
+        "engine",
+        help="run analyses, beside an 'api --no-engine'",
+        description="Run analyses until stopped by a signal. The API is another process's, on the "
+        "same working directory: 'cuckoo api --no-engine'. The engine answers requests too, "
+        "for its own figures and health.",
+    )
+    _add_api_arguments(engine, engine=True)
 
     submit = commands.add_parser(
         "submit",
@@ -140,16 +160,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_api_arguments(api: argparse.ArgumentParser) -> None:
-    api.add_argument("-H", "--host", help="listen on this address (default: 127.0.0.1)")
-    api.add_argument(
-        "-p", "--port", type=int, help="and this port (default: 8090; 0: any free one)"
+def _add_api_arguments(parser: argparse.ArgumentParser, *, engine: bool = False) -> None:
+    default = "with -p; default: 127.0.0.1" if engine else "default: 127.0.0.1"
+    parser.add_argument("-H", "--host", help=f"listen on this address ({default})")
+    default = "with -H; default: any free one" if engine else "default: 8090; 0: any free one"
+    parser.add_argument("-p", "--port", type=int, help=f"and this port ({default})")
+    default = " (default: engine.sock in the working directory)" if engine else " instead"
+    parser.add_argument("--socket", metavar="PATH", help=f"listen on a unix socket{default}")
+    parser.add_argument(
+        "--drain",
+        type=number,
+        default=0,
+        metavar="SECONDS",
+        help="at a stop let running analyses end, for so long at most (default: 0: they go back "
+        "to the queue)",
     )
-    api.add_argument("--socket", metavar="PATH", help="listen on a unix socket instead")
-    api.add_argument(
-        "--no-engine", action="store_true", help="serve the API alone; run no analyses"
-    )
-    api.add_argument("--debug", action="store_true", help="more log; GET /exit stops the server")
+    parser.add_argument("--debug", action="store_true", help="more log; GET /exit stops the server")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
-    if arguments.command == "api":
+    if arguments.command in ("api", "engine"):
         return _api(arguments, cwd)
     if arguments.command == "rooter":
         from cuckoo_api.cli.rooter import rooter
@@ -269,6 +295,11 @@ def _init(cwd: Path) -> int:
 
 
 def _api(arguments: argparse.Namespace, cwd: Path) -> int:
+    if arguments.command == "api" and arguments.systemd is not None:
+        from cuckoo_api.cli.api import show_units
+
+        _quiet()
+        return show_units(arguments, cwd)
     from cuckoo_api.cli.api import run_server
     from cuckoo_api.server.logs import configure_logs
 

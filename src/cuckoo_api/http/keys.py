@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -22,6 +23,10 @@ class Switch:
     """Begins a graceful stop; None where another program owns the process."""
     reload: Callable[[], None] | None = None
     """Has the configuration read anew; None before the application has started."""
+    reloading: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered for each reload."""
+    drain: Callable[[], Awaitable[None]] | None = None
+    """Begins no analysis any more and returns once none runs; None where there is no engine."""
     draining: bool = False
     """The server stops: every answer closes its connection."""
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import structlog
 from aiohttp import web
@@ -33,7 +34,7 @@ from cuckoo_api.network.rooter.commands import Service
 from cuckoo_api.network.routing import Router
 from cuckoo_api.network.vpn import Monitor
 from cuckoo_api.results import ResultServer
-from cuckoo_api.server.lock import engine_lock
+from cuckoo_api.server.lock import engine_lock, engine_pid
 from cuckoo_api.server.reload import Part, Reloader
 from cuckoo_api.settings import Settings, load_settings
 from cuckoo_api.store import Store
@@ -83,6 +84,7 @@ async def lifespan(
             fleet, scheduler, parts = await _open_engine(
                 stack, settings, store, artefacts, installed, meter, router
             )
+            app[SWITCH].drain = scheduler.drain
             teller = VpnEvents(store, wake=scheduler.wake)
             stack.push_async_callback(teller.close)
             monitor.on_change = teller.tell
@@ -106,7 +108,7 @@ async def lifespan(
             artefacts,
             on_submitted=wake,
             fleet=fleet,
-            processes={"engine" if engine else "api": os.getpid()},
+            processes=lambda: processes(settings.cwd, engine=engine),
             events=feed,
             disk=disk,
             monitor=monitor,
@@ -123,9 +125,20 @@ async def lifespan(
             [*parts, tell_the_rest],
         )
         stack.push_async_callback(reloader.close)
+        reloader.around = app[SWITCH].reloading
         reloader.open()
         app[SWITCH].reload = reloader.ask
         yield
+
+
+def processes(cwd: Path, *, engine: bool) -> dict[str, int]:
+    """The pids of this process and of the engine's, where one runs."""
+    if engine:
+        return {"engine": os.getpid()}
+    found = {"api": os.getpid()}
+    if (pid := engine_pid(cwd)) is not None:
+        found["engine"] = pid
+    return found
 
 
 async def _open_engine(

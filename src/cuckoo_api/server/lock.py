@@ -13,6 +13,7 @@ from cuckoo_api.model.errors import ConfigError, NotFound, Unavailable
 
 NAME = ".engine.lock"
 SERVER = "server"
+LOCKS = Path("/proc/locks")
 
 
 @contextmanager
@@ -67,6 +68,25 @@ def ask_to_reload(cwd: Path) -> int:
     finally:
         os.close(handle)
     return int(pid)
+
+
+def engine_pid(cwd: Path) -> int | None:
+    """The process of the directory's engine; None where none runs.
+
+    The lock is not tried: an engine that starts at this moment would be refused it.
+    """
+    try:
+        with (cwd / NAME).open("rb") as file:
+            pid, role = _words(file.fileno())
+            inode = os.fstat(file.fileno()).st_ino
+        locks = [line.split() for line in LOCKS.read_text().splitlines()]
+    except OSError:
+        return None
+    is_held = any(
+        kind == "FLOCK" and holder == pid and where.endswith(f":{inode}")
+        for _, kind, _, _, holder, where, *_ in locks
+    )
+    return int(pid) if role == SERVER and is_held else None
 
 
 def _words(handle: int) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 DRAIN = 1.0
 """Seconds in which connections that are kept alive are told to come again elsewhere."""
+STOPPING = 60.0
+"""Seconds for all the rest of a stop: answers, machines that are switched off."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -34,6 +36,7 @@ async def serve(
     unix_socket: Path | None = None,
     sockets: Sequence[socket.socket] = (),
     manager: Manager | None = None,
+    drain: float = 0,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or ``/exit``; then answer what is under way, and close.
@@ -41,14 +44,18 @@ async def serve(
     Port 0 takes a free one. ``on_ready`` is called with the URL that is really served, once
     everything is open. With ``unix_socket`` nothing listens on TCP. With ``sockets``, which listen
     already and belong to ``manager``, nothing else is listened on, and what comes while no process
-    accepts waits for the next one. Raises ConfigError where the settings, the address or another
-    server forbid it; nothing is then left open.
+    accepts waits for the next one. A stop waits ``drain`` seconds at most for running analyses, and
+    serves meanwhile; a second signal ends the wait.
+
+    Raises ConfigError where the settings, the address or another server forbid it; nothing is then
+    left open.
     """
     _check_where(app, host, unix_socket, sockets)
     manager = manager or Manager({})
     stopped = asyncio.Event()
     switch = app[SWITCH]
     switch.stop = stopped.set
+    switch.reloading = manager.reloading
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
         loop.add_signal_handler(number, stopped.set)
@@ -68,6 +75,9 @@ async def serve(
             on_ready(url)
         async with _telling(app, manager):
             await stopped.wait()
+            if drain and switch.drain is not None:
+                stopped.clear()
+                await _drain_analyses(switch.drain, drain, stopped, manager)
         log.info("server.stopping")
         manager.tell(STOPPING=1, STATUS="answers what is under way")
         switch.draining = True
@@ -196,6 +206,19 @@ async def _telling(app: web.Application, manager: Manager) -> AsyncIterator[None
 def _reload(switch: Switch) -> None:
     if switch.reload is not None:
         switch.reload()
+
+
+async def _drain_analyses(
+    drain: Callable[[], Awaitable[None]], limit: float, hurry: asyncio.Event, manager: Manager
+) -> None:
+    """Wait until no analysis runs, the time is over, or somebody is in a hurry."""
+    log.info("server.draining", limit=limit)
+    manager.tell(EXTEND_TIMEOUT_USEC=int((limit + STOPPING) * 1e6))
+    waits = {asyncio.ensure_future(drain()), asyncio.create_task(hurry.wait())}
+    await asyncio.wait(waits, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    await asyncio.wait(waits)
 
 
 async def _accept_no_more(sites: Sequence[_Site]) -> None:

@@ -181,5 +181,6 @@ def test_the_keys_of_a_token_are_documented_and_shown(tmp_path: Path) -> None:
 
 
 def test_nothing_but_the_documented_files_ships() -> None:
-    shipped = {*CORE_FILES, "qemu.conf", "kvm.conf", "virtualbox.conf", "vsphere.conf", "yara"}
+    shipped = {*CORE_FILES, "qemu.conf", "kvm.conf", "virtualbox.conf", "vsphere.conf"}
+    shipped |= {"systemd", "yara"}
     assert {path.name for path in (ROOT / "conf").iterdir()} == shipped

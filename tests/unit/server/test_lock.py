@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cuckoo_api.model.errors import ConfigError
-from cuckoo_api.server.lock import NAME, engine_lock
+from cuckoo_api.server.lock import NAME, engine_lock, engine_pid
 
 
 def test_a_second_engine_is_refused_with_the_firsts_pid(tmp_path: Path) -> None:
@@ -50,3 +50,14 @@ def test_other_directories_have_engines_of_their_own(tmp_path: Path) -> None:
 def test_the_file_is_private(tmp_path: Path) -> None:
     with engine_lock(tmp_path):
         assert (tmp_path / NAME).stat().st_mode & 0o077 == 0
+
+
+def test_the_engines_process_is_known_as_long_as_it_has_the_directory(tmp_path: Path) -> None:
+    assert engine_pid(tmp_path) is None
+    with engine_lock(tmp_path, is_server=True):
+        assert engine_pid(tmp_path) == os.getpid()
+    assert engine_pid(tmp_path) is None  # the file is there
+    with engine_lock(tmp_path):
+        assert engine_pid(tmp_path) is None  # a command has it
+    (tmp_path / NAME).write_bytes(b"junk server\n")
+    assert engine_pid(tmp_path) is None

@@ -14,11 +14,12 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
 from servekit import Server
 from systemdkit import PATIENCE, Listener, Probe, Service, listening
 
-from cuckoo_api.http.keys import SERVICE
+from cuckoo_api.http.keys import SERVICE, SWITCH
 from cuckoo_api.model.errors import ConfigError, Unavailable
 from cuckoo_api.server.app import create_app
 from cuckoo_api.server.systemd import Manager, passed_sockets
@@ -104,6 +105,55 @@ async def test_a_server_whose_store_does_not_answer_is_not_said_to_be_well(
         assert await asyncio.to_thread(listener.is_silent, 0.2)
     await asyncio.to_thread(listener.until, "WATCHDOG")
     await server.stop()
+
+
+# -- a stop that waits --------------------------------------------------------------------------
+
+
+async def until_it_drains(server: Server, listener: Listener) -> None:
+    """Tell it to stop; it serves meanwhile, and systemd is asked for as much time."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    message = await asyncio.to_thread(listener.until, "EXTEND_TIMEOUT_USEC")
+    assert int(message["EXTEND_TIMEOUT_USEC"]) > 30e6
+    async with aiohttp.ClientSession() as session, session.get(f"{server.url}/healthz") as response:
+        assert (response.status, response.headers.get("Connection")) == (200, None)
+
+
+async def draining(settings: Settings, listener: Listener, drain: float = 30) -> Server:
+    """A server that a running analysis holds up for ever."""
+    server = Server(create_app(settings, engine=False))
+    server.app[SWITCH].drain = asyncio.Event().wait
+    await server.start(manager=manager(listener), drain=drain)
+    return server
+
+
+async def test_a_stop_waits_for_analyses_until_somebody_is_in_a_hurry(
+    settings: Settings, listener: Listener
+) -> None:
+    server = await draining(settings, listener)
+    await until_it_drains(server, listener)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await server.ended()
+    assert await asyncio.to_thread(listener.until, "STOPPING")
+
+
+async def test_a_stop_waits_until_the_last_has_ended(
+    settings: Settings, listener: Listener
+) -> None:
+    server = await draining(settings, listener)
+    last = asyncio.Event()
+    server.app[SWITCH].drain = last.wait
+    await until_it_drains(server, listener)
+    last.set()
+    await server.ended()
+
+
+async def test_a_stop_waits_no_longer_than_it_is_told(
+    settings: Settings, listener: Listener
+) -> None:
+    server = await draining(settings, listener, drain=0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await server.ended()
 
 
 # -- sockets ------------------------------------------------------------------------------------
