@@ -117,9 +117,9 @@ async def lifespan(
         async def tell_the_rest(new: Settings) -> None:
             service.reconfigure(new)
             app[ACCESS].reconfigure(new)
+            monitor.reconfigure(new.vpns)
 
         reloader = Reloader(
-            monitor.reconfigure(new.vpns)
             settings,
             reread or (lambda: load_settings(settings.cwd, list(installed.values()))),
             [*parts, tell_the_rest],
