@@ -124,6 +124,26 @@ async def test_a_token_is_accepted_as_a_password_too(new_site: NewSite, cwd: Pat
     assert (await site.client.get(LIST, Authorization=f"Basic {shown}")).status == 200
 
 
+async def test_how_long_a_refusal_takes_says_nothing_of_the_tokens(
+    new_site: NewSite, cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [add_token(cwd, name) for name in ("first", "second", "third")]
+    site = await new_site(token=MAIN)
+    seen: list[tuple[bytes, bytes]] = []
+
+    def compare(a: bytes, b: bytes) -> bool:
+        seen.append((a, b))
+        return a == b
+
+    monkeypatch.setattr(access.hmac, "compare_digest", compare)
+    for shown in (MAIN, *named, named[1][:-1], "x"):
+        seen.clear()
+        await ask(site, shown)
+        # each time all of them, by hashes of one length
+        assert len(seen) == 4
+        assert {len(value) for pair in seen for value in pair} == {32}
+
+
 async def test_what_stands_in_the_file_opens_nothing(new_site: NewSite, cwd: Path) -> None:
     add_token(cwd, "soc")
     site = await new_site(token=MAIN)

@@ -18,6 +18,7 @@ import pytest
 
 from cuckoo_api.confinement import confinement, landlock, seccomp
 from cuckoo_api.model.task import Task
+from cuckoo_api.reporting.child import ENVIRONMENT
 from cuckoo_api.reporting.service import make_report
 from cuckoo_api.settings import ProcessingSection
 
@@ -225,6 +226,16 @@ def test_it_may_have_threads_and_write_its_report(hostile: Worker) -> None:
         "t = threading.Thread(target=(folder / 'reports' / 'x').write_text, args=('x',));"
         " t.start(); t.join(); (folder / 'reports' / 'x').unlink()"
     )
+
+
+def test_it_inherits_no_variable_of_the_server_s(
+    hostile: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUCKOO_TOKEN", "secret")
+    hostile.report("(folder / 'reports' / 'x').write_text(json.dumps(dict(os.environ)))")
+    found = json.loads((hostile.folder / "reports" / "x").read_text())
+    assert {**found, **ENVIRONMENT} == found
+    assert set(found) - set(ENVIRONMENT) <= {"LC_CTYPE"}  # which Python sets itself
 
 
 def test_a_root_s_worker_has_one_of_root_s_rights(hostile: Worker) -> None:
