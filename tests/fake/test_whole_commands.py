@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakekit import PATIENCE, TOKEN, Site
+from routekit import LO, rooter
 
-from cuckoo_api.cli import machines
+from cuckoo_api.cli import machines, vpn
 from cuckoo_api.cli import submit as module
 from cuckoo_api.cli.common import ServerError
 from cuckoo_api.cli.main import build_parser
@@ -20,7 +22,7 @@ from cuckoo_api.testing.fake import Failing, scripts
 
 pytestmark = pytest.mark.slow
 
-COMMANDS = {"submit": module.submit, "machines": machines.show}
+COMMANDS = {"submit": module.submit, "machines": machines.show, "vpn": vpn.show}
 
 
 class Terminal:
@@ -172,3 +174,32 @@ async def test_where_no_machine_is_the_way_to_one_is_told(site: Site, terminal: 
     await site.start()
 
     assert "'cuckoo guest build' makes one" in await terminal.type("machines")
+
+
+async def test_vpns_are_shown_with_what_ails_them(site: Site, terminal: Terminal) -> None:
+    site.add("one")
+    down = replace(LO, name="vpn1", interface="nowhere0")
+    async with rooter(site, LO, down):
+        await site.start()
+        told = " ".join((await terminal.type("vpn")).split())
+        shown = json.loads(await terminal.type("vpn", "--json"))
+    assert "vpn0" in told
+    assert "down" in told
+    assert [(one["name"], one["status"]) for one in shown] == [("vpn0", "up"), ("vpn1", "down")]
+    await site.stop()
+    site.settings = replace(site.settings, vpns={})
+    async with rooter(site):
+        await site.start()
+        assert "No VPN is set up" in await terminal.type("vpn")
+
+
+async def test_a_route_is_an_option_of_the_task(
+    site: Site, terminal: Terminal, sample: Path
+) -> None:
+    site.configure("cuckoo", wait_for_machines=True)
+    site.configure("routing", drop=True)
+    await site.start()
+    await terminal.type("submit", str(sample), "--route", "drop", "--options", "arguments=-v")
+    assert (await site.task(1))["options"] == {"arguments": "-v", "route": "drop"}
+    with pytest.raises(ServerError, match="not offered"):
+        await terminal.type("submit", str(sample), "--route", "vpn9")

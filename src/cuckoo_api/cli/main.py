@@ -107,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("tags", "the machine must have all of these, comma-separated"),
         ("custom", "any text, kept with the task"),
         ("owner", "who asks"),
+        ("route", "where its packets go: drop, internet, a VPN's name …"),
         ("clock", "the guest's time, month-day-year hour:minute:second"),
         ("callback", "an address that the server tells when the task has ended"),
     ):
@@ -261,6 +262,10 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
             return asyncio.run(actions.get(arguments.action, machines.show)(arguments, cwd))
         case "guest":
             from cuckoo_api.cli import guest, machines
+        case "vpn":
+            from cuckoo_api.cli import vpn
+
+            return asyncio.run((vpn.check if arguments.action else vpn.show)(arguments, cwd))
 
             action = guest.build if arguments.action == "build" else machines.check
             return asyncio.run(action(arguments, cwd))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from cuckoo_api.cli.arguments import add_client_arguments
+
 RAW: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+VPN_EPILOG = """\
+examples:
+  cuckoo vpn                the state of each, as the running server sees it
+  cuckoo vpn check vpn0     look at one step by step, with a server or without
+"""
 ROOTER_EPILOG = """\
 It needs CAP_NET_ADMIN, and nothing else: root, or a systemd unit with that one capability.
 SIGHUP has it read conf/routing.conf again.
@@ -18,7 +25,25 @@ Commands = Any  # argparse's own type of it is private
 
 
 def add_network_commands(commands: Commands) -> None:
-    """The rooter."""
+    """The rooter, and VPNs."""
+    vpn = commands.add_parser(
+        "vpn",
+        help="the state of each VPN; prove one",
+        description="Show the VPNs of conf/routing.conf as the running server sees them.",
+        epilog=VPN_EPILOG,
+        **RAW,
+    )
+    add_client_arguments(vpn)
+    actions = vpn.add_subparsers(dest="action", metavar="ACTION")
+    check = actions.add_parser(
+        "check",
+        help="prove one from end to end",
+        description="Look at the rooter, the tunnel, and whether something answers through it. "
+        "Exit code 1\nwhen a step does not hold.",
+        **RAW,
+    )
+    check.add_argument("name", help="the VPN, as tasks call it")
+    check.add_argument("--json", action="store_true", help="print JSON, for programs")
     rooter = commands.add_parser(
         "rooter",
         help="run the privileged helper that routes guests",

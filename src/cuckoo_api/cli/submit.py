@@ -48,6 +48,9 @@ async def submit(arguments: argparse.Namespace, cwd: Path) -> int:
     """Submit every target; with ``--wait`` follow them to their reports."""
     fields = {name: value for name in FIELDS if (value := getattr(arguments, name)) is not None}
     fields |= {name: "yes" for name in FLAGS if getattr(arguments, name)}
+    if arguments.route is not None:
+        given = [fields["options"]] if "options" in fields else []
+        fields["options"] = ",".join([*given, f"route={arguments.route}"])
     async with connect(cwd, arguments.url, arguments.token) as client:
         ids = [await submit_one(client, target, fields) for target in arguments.targets]
         if not arguments.wait:

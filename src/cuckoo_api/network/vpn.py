@@ -88,12 +88,20 @@ class Judge:
             if silent < SILENCE:
                 return "up", ""
             return "stale", f"nothing came from the peer for {silent:.0f} s"
-        if seen.handshake is not None and wall - seen.handshake > HANDSHAKE:
-            age = "never" if not seen.handshake else f"{wall - seen.handshake:.0f} s ago"
-            return "stale", f"the last handshake was {age}"
+        if seen.handshake is not None:
+            age = age_of(seen.handshake, wall)
+            if age is None:
+                return "stale", "there never was a handshake"
+            if age > HANDSHAKE:
+                return "stale", f"the last handshake was {age:.0f} s ago"
         if self.failures >= FAILURES:
             return "stale", seen.error
         return "up", ""
+
+
+def age_of(handshake: int, wall: float | None = None) -> float | None:
+    """Seconds since it; None: there never was one."""
+    return (time.time() if wall is None else wall) - handshake if handshake else None
 
 
 class Monitor:

@@ -91,6 +91,8 @@ class Rooter:
             )
             return
         path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(mode=0o755, exist_ok=True)  # /run forgets it
         mask = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(self._serve, path, limit=MAX_LINE)
