@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -65,6 +67,19 @@ def _needed() -> set[str]:
 
 def _link(package: Distribution, folder: Path) -> None:
     tops = {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}
+    """Bring a package in. No symbolic links: a worker process may follow none out of here."""
     for top in tops:
-        if not (folder / top).exists():
-            (folder / top).symlink_to(Path(str(package.locate_file(top))))
+        source, target = Path(str(package.locate_file(top))), folder / top
+        if source.is_dir():
+            shutil.copytree(source, target, copy_function=_same, dirs_exist_ok=True)
+        elif not target.exists():
+            _same(str(source), str(target))
+
+
+def _same(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        pass  # of a namespace that several packages share
+    except OSError:  # another file system
+        shutil.copy2(source, target)

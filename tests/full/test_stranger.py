@@ -5,6 +5,7 @@ Its machines are processes, and what runs in them is the real agent and the real
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import subprocess
@@ -29,7 +30,12 @@ exec setpriv --bounding-set=-sys_time -- \\
 SAMPLE = b"""#!/bin/sh
 echo dropped > dropped.txt
 sh -c 'exec cat /etc/hostname > /dev/null'
+rm "$0"
 """
+REPORT_PAGE = ROOT / "docs" / "report.md"
+REPORT_SHOWN = re.compile(
+    r'^```\w+ title="(pyproject\.toml|cuckoo_report_csv\.py)"\n(.*?)^```$', re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,12 @@ async def test_from_the_template_to_a_report(
     filled = check(environment, package)
     assert filled.returncode == 0, filled.stdout
 
+    exporter = tmp_path / "exporter"
+    exporter.mkdir()
+    for name, text in REPORT_SHOWN.findall(REPORT_PAGE.read_text()):
+        (exporter / name).write_text(text)
+    environment.install(str(exporter))
+
     run(*site.command("init"))
     configure(site.cwd, "cuckoo", {"cuckoo.machinery": "folder", "cuckoo.freespace": "64"})
     [conf] = re.findall(r'```ini title="conf/folder.conf"\n(.*?)```', PAGE.read_text(), re.DOTALL)
@@ -94,8 +106,19 @@ async def test_from_the_template_to_a_report(
     assert {process["process_name"] for process in report["behavior"]["processes"]} == {
         "sample.sh",
         "cat",
+        "rm",
     }
     assert [Path(file["filepath"]).name for file in report["dropped"]] == ["dropped.txt"]
+    # and another stranger's, which adds to the report
+    assert report["lines"] == {"count": SAMPLE.count(b"\n")}
+    assert site.session is not None
+    async with site.session.get(f"/tasks/report/{report['info']['id']}/csv") as answer:
+        assert (answer.status, answer.content_type) == (200, "text/csv")
+        rows = list(csv.reader((await answer.text()).splitlines()))
+    expected = [
+        [str(report["info"]["id"]), s["name"], str(s["severity"])] for s in report["signatures"]
+    ]
+    assert rows == expected != []
     [machine] = (await site.get("/machines/list"))["machines"]
     assert (machine["status"], machine["locked"]) == ("poweroff", False)
     assert await site.stop() == 0

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import mimetypes
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from aiohttp import web
 
 from cuckoo_api.http.archives import COMPRESSIONS, send_tar, send_zip
-from cuckoo_api.http.downloads import HTML, JPEG, Download
+from cuckoo_api.http.downloads import HTML, JPEG, OCTETS, Download
 from cuckoo_api.http.keys import SERVICE
 from cuckoo_api.http.params import path_number
 from cuckoo_api.http.replies import JSON, reply
 from cuckoo_api.http.schemas import DumpList
 from cuckoo_api.model.errors import BadInput, NotFound
 from cuckoo_api.reporting import elements
+from cuckoo_api.reporting.extension import extensions
 
 REPORTS = {"json": JSON, "html": HTML}
 ARCHIVES = ("all", "dropped", "package_files")
@@ -28,7 +31,7 @@ BLOCK = 256 << 10
 async def report(request: web.Request) -> web.StreamResponse:
     """The report, as JSON unless another format is asked for, or an archive of results."""
     form = request.match_info.get("format", "json")
-    if form not in REPORTS and form not in ARCHIVES:
+    if form not in REPORTS and form not in ARCHIVES and form not in own_formats():
         raise BadInput("Invalid report format")
     task_id = path_number(request, "task_id", NO_REPORT)
     if form in ARCHIVES:
@@ -38,11 +41,12 @@ async def report(request: web.Request) -> web.StreamResponse:
     if key is not None:
         if form != "json":
             raise NotFound(
-                "Get specific field is not available in HTML format, try again with JSON format"
+                f"Get specific field is not available in {form.upper()} format, "
+                "try again with JSON format"
             )
         return await _stream(request, lambda: elements.element(path, key))
-    response = Download(path, REPORTS[form])
-    if form == "html":
+    response = Download(path, REPORTS.get(form) or _media_type(path))
+    if form != "json":
         # the sample had its say in what the page shows; it gets no script to say it with
         response.headers["Content-Security-Policy"] = "sandbox"
     return response
@@ -88,6 +92,16 @@ async def memory_full(request: web.Request) -> web.StreamResponse:
     """The dump of the whole machine."""
     task_id = path_number(request, "task_id", NO_DUMP)
     return Download(request.app[SERVICE].folder(task_id).file(FULL_DUMP, NO_DUMP))
+
+
+@cache
+def own_formats() -> frozenset[str]:
+    """Those of installed packages; a package that is installed later counts after a restart."""
+    return frozenset(extensions().files)
+
+
+def _media_type(path: Path) -> str:
+    return mimetypes.guess_type(path)[0] or OCTETS
 
 
 async def _archive(request: web.Request, task_id: int, what: str) -> web.StreamResponse:

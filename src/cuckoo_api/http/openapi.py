@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from cuckoo_api import __version__
-from cuckoo_api.http.artefacts import ARCHIVES, REPORTS
+from cuckoo_api.http.artefacts import ARCHIVES, REPORTS, own_formats
 from cuckoo_api.http.forms import MULTIPART, URLENCODED
 from cuckoo_api.http.replies import JSON, Message
 from cuckoo_api.http.routes import DIGITS, PATTERNS, ROUTES, WORD, Route
@@ -41,7 +41,6 @@ _QUERY: dict[str, _Json] = {
 
 
 _PATH: dict[str, _Json] = {
-    "format": {"enum": [*REPORTS, *ARCHIVES]},
     "priority": {"type": "integer", "minimum": 1},
 }
 """Parts of a path of which the routes let more through than the handlers take: that is 400."""
@@ -136,6 +135,8 @@ def _names(route: Route) -> list[str]:
 
 
 def _part(name: str) -> _Json:
+    if name == "format":
+        return {"enum": [*REPORTS, *ARCHIVES, *sorted(own_formats())]}
     if name in _PATH:
         return _PATH[name]
     pattern = PATTERNS[name]

@@ -59,6 +59,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Where each step leaves what it made, for the steps after it."""
     job: Job
     steps: list[str]
+    own_parts: list[str] = []
+    """The parts that installed packages make, whether they were made yet or not."""
     messages: list[str]
     """For ``debug.errors``: what earlier runs for the same report had to say."""
     cwd: str

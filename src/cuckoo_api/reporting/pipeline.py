@@ -9,6 +9,7 @@ from typing import Any
 
 from cuckoo_api.reporting.bounds import Notes, clip
 from cuckoo_api.reporting.evidence import Evidence
+from cuckoo_api.reporting.extension import FORMAT, PART, make_part, write_format
 from cuckoo_api.reporting.job import MAX_MESSAGE, Job, Reply, Request
 from cuckoo_api.reporting.parts import Parts
 from cuckoo_api.reporting.reporters.jsonreport import write_json_report
@@ -38,10 +39,14 @@ def run_pipeline(request: Request, processors: Mapping[str, str] = PROCESSORS) -
                 importlib.import_module(PAGE).write_html_report(request, messages)
             elif step == SIGNATURES:
                 judge(request, parts, notes)
+            elif step.startswith(PART):
+                make_part(step, evidence, request.job, parts, notes)
+            elif step.startswith(FORMAT):
+                write_format(step, request, messages)
             else:
                 run: Processor = importlib.import_module(processors[step]).run
                 parts.keep(step, run(evidence, request.job, notes))
-        except Exception as exc:  # noqa: BLE001 - a step that fails must not cost the report
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - a step that fails must not cost the report
             errors.append(clip(f"{step}: {type(exc).__name__}: {exc}", MAX_MESSAGE))
         messages += errors + notes.lines
         yield Reply(step=step, errors=errors, notes=notes.lines)

@@ -21,8 +21,9 @@ from cuckoo_api.model.errors import CuckooError
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import Task
 from cuckoo_api.reporting.child import ENVIRONMENT, end, ending, tail
+from cuckoo_api.reporting.extension import FORMAT, extensions, format_path
 from cuckoo_api.reporting.job import MAX_MESSAGE, MAX_MESSAGES, Job, Reply, Request
-from cuckoo_api.reporting.sections import HTML, REPORT, STEPS
+from cuckoo_api.reporting.sections import HTML, REPORT
 from cuckoo_api.settings import ProcessingSection
 
 log = structlog.get_logger()
@@ -88,13 +89,15 @@ async def make_report(
     """
     sections = await asyncio.to_thread(_prepare, folder)
     try:
-        progress = _Progress([step for step in STEPS if html or step != HTML])
+        own = await asyncio.to_thread(extensions)
+        progress = _Progress([step for step in own.steps if html or step != HTML])
         while progress.steps:
             request = Request(
                 folder=str(folder.absolute()),
                 sections=str(sections),
                 job=Job.of(task, machine),
                 steps=list(progress.steps),
+                own_parts=list(own.keys),
                 messages=list(progress.messages),
                 cwd=str(cwd.absolute()),
                 parent=os.getpid(),
@@ -110,10 +113,13 @@ async def make_report(
                 )
                 progress.lost(reason)
     finally:
-        await asyncio.to_thread(shutil.rmtree, sections, ignore_errors=True)
+        await asyncio.to_thread(_sweep, folder / "reports")
     if not html or any(error.startswith(f"{HTML}: ") for error in progress.errors):
         # one of an earlier report would tell of another than report.json
         await asyncio.to_thread((folder / "reports" / "report.html").unlink, missing_ok=True)
+    for name in own.files:
+        if any(error.startswith(f"{FORMAT}{name}: ") for error in progress.errors):
+            await asyncio.to_thread(format_path(folder, name).unlink, missing_ok=True)
     failed = [error for error in progress.errors if error.startswith(f"{REPORT}: ")]
     if failed:
         fault = ReportingFailed if progress.done else ProcessingFailed
@@ -171,13 +177,18 @@ def _prepare(folder: Path) -> Path:
         reports.mkdir(mode=0o750, exist_ok=True)
         if not stat.S_ISDIR(reports.lstat().st_mode):
             raise ProcessingFailed("No report was written: the folder reports is no folder")
-        for leftover in (*reports.glob(f"{_PREFIX}*"), *reports.glob(".report.*")):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink()
+        _sweep(reports)
         return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=reports.absolute()))
     except OSError as exc:
         raise ProcessingFailed(
             f"No report was written: {exc.strerror or exc}", log=str(exc)
         ) from exc
+
+
+def _sweep(reports: Path) -> None:
+    """Remove the parts, and what a worker that was killed left half written."""
+    for leftover in (*reports.glob(f"{_PREFIX}*"), *reports.glob(".report.*")):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

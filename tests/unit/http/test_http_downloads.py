@@ -13,6 +13,8 @@ from aiohttp import web_fileresponse
 from httpkit import HELLO, Reply, Site, until
 from structlog.testing import capture_logs
 
+from cuckoo_api.http import artefacts
+
 pytestmark = pytest.mark.slow
 
 REPORT = '{"info": {"id": 1, "score": 4.2}, "uni": "é"}'.encode()
@@ -47,6 +49,22 @@ async def test_a_report(analysed: Site) -> None:
     html = await get("/tasks/report/1/html")
     check(html, "text/html; charset=utf-8", b"<p>hi</p>")
     assert html.headers["Content-Security-Policy"] == "sandbox"
+
+
+async def test_a_report_in_the_format_of_an_installed_package(
+    analysed: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artefacts, "own_formats", lambda: frozenset({"csv", "stix2"}))
+    analysed.put("reports/report.csv", b"a,b")
+    analysed.put("reports/report.stix2", b"<script>")
+    check(await analysed.client.get("/tasks/report/1/csv"), "text/csv", b"a,b")
+    reply = await analysed.client.get("/tasks/report/1/stix2")
+    check(reply, OCTETS, b"<script>")
+    assert reply.headers["Content-Security-Policy"] == "sandbox"
+    reply = await analysed.client.get("/tasks/report/2/csv")
+    assert (reply.status, reply.message) == (404, "Report not found")
+    reply = await analysed.client.get("/tasks/report/1/misp")
+    assert (reply.status, reply.message) == (400, "Invalid report format")
 
 
 async def test_a_report_that_is_not_there(analysed: Site) -> None:

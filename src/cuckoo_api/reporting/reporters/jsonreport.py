@@ -32,6 +32,9 @@ def _write(file: BinaryIO, request: Request, messages: list[str]) -> None:
             _copy(file, part, msgspec.json.encode(empty(key, request.job)), skip=1)
         else:
             _copy(file, part, msgspec.json.encode(empty(key, request.job)))
+    for key in request.own_parts:
+        file.write(b"," + msgspec.json.encode(key) + b":")
+        _copy(file, Path(request.sections) / f"{key}.json", b"null")
     for key, value in CONSTANT.items():
         file.write(b"," + msgspec.json.encode(key) + b":" + msgspec.json.encode(value))
     file.write(b"}")
