@@ -20,11 +20,12 @@ BUILDER = ("hatchling", "editables")
 class FreshEnvironment:
     """Made of the running one's packages, without asking an index for anything."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, base: str = sys.executable) -> None:
+        """``base``: another Python of the same version, to make it with."""
         self.folder = folder
         self.python = str(folder / "bin" / "python")
         self.cuckoo = (self.python, "-m", "cuckoo_api")
-        run(sys.executable, "-m", "venv", "--without-pip", str(folder))
+        run(base, "-m", "venv", "--without-pip", str(folder))
         shared = folder / "shared"
         shared.mkdir()
         for name in _needed():

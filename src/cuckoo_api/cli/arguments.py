@@ -263,6 +263,20 @@ def add_token_command(commands: Commands) -> None:
     revoke.add_argument("name", metavar="NAME")
 
 
+def add_webserver_options(api: argparse.ArgumentParser) -> None:
+    """Configurations of web servers, in place of serving."""
+    prints = api.add_mutually_exclusive_group()
+    prints.add_argument(
+        "--nginx",
+        action="store_true",
+        help="print a site for nginx, which then listens there: before uWSGI, or before a server "
+        "that listens on --socket",
+    )
+    prints.add_argument(
+        "--uwsgi", action="store_true", help="print the file that lets uWSGI serve the API"
+    )
+
+
 def add_plugin_command(commands: Commands) -> None:
     """What an author of a machinery plugin begins with."""
     plugin = commands.add_parser("plugin", help="begin a machinery plugin of your own")

@@ -18,6 +18,7 @@ from cuckoo_api.cli.arguments import (
     add_plugin_command,
     add_task_commands,
     add_token_command,
+    add_webserver_options,
     number,
 )
 from cuckoo_api.cli.networks import add_network_commands
@@ -80,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="print systemd's units for this installation, or write them below DIR, where / is "
         "where they belong; nothing is served",
     )
+    add_webserver_options(api)
     engine = commands.add_parser(
         "engine",
         help="run analyses, beside an 'api --no-engine'",
@@ -305,6 +307,11 @@ def _api(arguments: argparse.Namespace, cwd: Path) -> int:
 
         _quiet()
         return show_units(arguments, cwd)
+    if arguments.command == "api" and (arguments.nginx or arguments.uwsgi):
+        from cuckoo_api.cli.webservers import print_configuration
+
+        _quiet()
+        return print_configuration(arguments, cwd)
     from cuckoo_api.cli.api import run_server
     from cuckoo_api.server.logs import configure_logs
 

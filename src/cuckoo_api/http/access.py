@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import structlog
 from aiohttp import hdrs, web
 
+from cuckoo_api.http.address import forwarded_for
 from cuckoo_api.http.keys import CLIENT
 from cuckoo_api.http.ratelimit import Bucket
 from cuckoo_api.model.errors import CuckooError
@@ -33,9 +34,9 @@ HOW_TO_AUTHENTICATE = (
     "or one that 'cuckoo token add' has made there"
 )
 FOREIGN = (
-    "This server has no api_token and therefore answers only requests that are addressed to "
-    "localhost and made by no other web site; set [cuckoo] api_token in conf/cuckoo.conf to "
-    "open it"
+    "This server has no api_token and therefore answers only requests of this machine that are "
+    "addressed to localhost and made by no other web site; set [cuckoo] api_token in "
+    "conf/cuckoo.conf to open it"
 )
 
 
@@ -186,8 +187,11 @@ def shown_token(header: str) -> bytes:
 
 
 def check_is_local(request: web.Request) -> None:
-    """Refuse what a foreign web page may have made a local browser send."""
+    """Refuse what a foreign web page may have made a local browser send, or a proxy passes on."""
     headers = request.headers
+    forwarded = forwarded_for(request)
+    if forwarded and not ipaddress.ip_address(forwarded).is_loopback:
+        raise Forbidden(FOREIGN)
     host = headers.get(hdrs.HOST)
     if host is not None and not is_local(f"//{host}"):
         raise Forbidden(FOREIGN)

@@ -9,6 +9,7 @@ import structlog
 from aiohttp import web
 
 from cuckoo_api.analysis.submission import parse_int
+from cuckoo_api.http.address import client_address
 from cuckoo_api.http.keys import SERVICE, STREAMS
 from cuckoo_api.http.params import MAX_ID
 from cuckoo_api.http.tasks import LEGACY
@@ -32,7 +33,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
     last = _last_id(request)
     streams = request.app[STREAMS]
     if streams.locked():
-        raise Unavailable(f"{MAX_STREAMS} event streams are open already; try again later")
+        raise Unavailable("As many event streams are open already as may be; try again later")
     response = web.StreamResponse(
         headers={"Content-Type": EVENT_STREAM, "X-Accel-Buffering": "no"}  # nginx would hold it
     )
@@ -48,7 +49,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
                 async with asyncio.timeout(STALLED):
                     await response.write(text.encode())
             except TimeoutError:
-                log.info("events.stalled", remote=request.remote)
+                log.info("events.stalled", remote=client_address(request))
                 if request.transport is not None:
                     request.transport.abort()  # a mere close would wait for it to take the rest
                 raise ConnectionAbortedError from None

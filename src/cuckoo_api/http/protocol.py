@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
+from cuckoo_api.http.address import UNIX, client_address
 from cuckoo_api.http.keys import CLIENT, REQUEST_ID
 from cuckoo_api.http.replies import (
     FIXED_HEADERS,
@@ -172,7 +173,7 @@ class _Server(web.Server):
 
 
 def _remote(handler: web.RequestHandler) -> str:
-    return handler.peername[0] if isinstance(handler.peername, tuple) else "unix"
+    return handler.peername[0] if isinstance(handler.peername, tuple) else UNIX
 
 
 class AccessLog(AbstractAccessLogger):
@@ -192,7 +193,7 @@ class AccessLog(AbstractAccessLogger):
             status=response.status,
             ms=round(time * 1000, 1),
             bytes=response.body_length,
-            remote=request.remote or "unix",
+            remote=client_address(request),
             client=request.get(CLIENT),
             # not from the context: a malformed request has none
             request_id=request.get(REQUEST_ID) or response.headers.get("X-Request-Id"),

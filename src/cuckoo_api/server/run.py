@@ -83,7 +83,7 @@ async def serve(
         switch.draining = True
         await _accept_no_more(sites)
         await runner.shutdown()  # answers without an end come to theirs
-        await _drain(runner)
+        await finish_connections(runner)
     finally:
         await runner.cleanup()
         for number in SIGNALS:
@@ -228,7 +228,7 @@ async def _accept_no_more(sites: Sequence[_Site]) -> None:
     await asyncio.sleep(0)  # closed at once, asyncio would drop them
 
 
-async def _drain(runner: Runner) -> None:
+async def finish_connections(runner: Runner) -> None:
     """Let connections that are kept alive ask once more, and close them."""
     for site in runner.sites:
         await site.stop()
