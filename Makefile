@@ -1,5 +1,5 @@
-# Two commands do everything; see README.md. `make demo SAMPLE=path` takes a file of yours.
-.PHONY: demo test setup
+# `make demo` and `make test` do everything; see README.md. `make demo SAMPLE=path` takes a file of yours.
+.PHONY: audit demo sbom setup test
 
 SAMPLE ?=
 
@@ -8,6 +8,14 @@ setup:
 
 demo: setup
 	@.venv/bin/cuckoo demo $(SAMPLE)
+
+# what an installation is made of, as dist/sbom.cdx.json
+sbom: setup
+	@.venv/bin/tox -e sbom
+
+# its known holes; asks the internet
+audit: setup
+	@.venv/bin/tox -e audit
 
 test:
 	@.ci/setup test

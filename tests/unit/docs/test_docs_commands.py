@@ -76,4 +76,6 @@ def test_the_tox_environments_are_those_of_tox_ini() -> None:
     assert set(documented) == environments
     [line] = [line for line in text.splitlines() if line.startswith("env_list = ")]
     listed = line.removeprefix("env_list = ").split(", ")
-    assert environments - set(listed) == {"bench", "virtualbox"}, "what make test leaves out"
+    assert environments - set(listed) == {"audit", "bench", "virtualbox"}, (
+        "what make test leaves out"
+    )
