@@ -17,13 +17,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 from servekit import Server
-from systemdkit import PATIENCE, Listener, Probe, Service, listening
+from systemdkit import Listener, Service, listening
 
 from cuckoo_api.http.keys import SERVICE, SWITCH
 from cuckoo_api.model.errors import ConfigError, Unavailable
 from cuckoo_api.server.app import create_app
 from cuckoo_api.server.systemd import Manager, passed_sockets
 from cuckoo_api.settings import CuckooSection, Settings, init_cwd
+from probekit import PATIENCE, Probe
 
 pytestmark = pytest.mark.slow
 
@@ -189,7 +190,9 @@ def test_the_life_of_a_service_and_restarts_under_load_that_no_client_sees(real_
     tcp, unix = listening("127.0.0.1"), listening(path)
     url = f"http://127.0.0.1:{tcp.getsockname()[1]} and unix:{path}"
     probes = [
-        Probe(tcp, keep_alive=True), Probe(tcp, keep_alive=False), Probe(unix, keep_alive=True),
+        Probe(tcp.family, tcp.getsockname(), keep_alive=True),
+        Probe(tcp.family, tcp.getsockname(), keep_alive=False),
+        Probe(unix.family, str(path), keep_alive=True),
     ]  # fmt: skip
     service = Service(real_cwd, "api", "--no-engine", sockets=[tcp, unix], watchdog=60)
     with tcp, unix, service:
