@@ -22,22 +22,36 @@ def upgrade() -> None:
 
 
 def _fill() -> None:
-    tasks = sa.table(
-        "tasks", *map(sa.column, ("id", "wanted_machine", "platform", "tags", "demand"))
+    """In one pass, however many kinds of tasks there are."""
+    tasks = sa.table("tasks", *map(sa.column, ("wanted_machine", "platform", "tags", "demand")))
+    asked = (tasks.c.wanted_machine, tasks.c.platform, tasks.c.tags)
+    demands = sa.Table(
+        "demands",
+        sa.MetaData(),
+        *(sa.Column(column.name, sa.Text(), primary_key=True) for column in asked),
+        sa.Column("demand", sa.Text(), nullable=False),
+        prefixes=["TEMPORARY"],
     )
     connection = op.get_bind()
-    kinds = sa.select(tasks.c.wanted_machine, tasks.c.platform, tasks.c.tags).distinct()
-    for machine, platform, tags in connection.execute(kinds).all():
-        demand = [machine, platform, sorted(set(json.loads(tags)))]
-        connection.execute(
-            sa.update(tasks)
-            .where(
-                tasks.c.wanted_machine == machine,
-                tasks.c.platform == platform,
-                tasks.c.tags == tags,
-            )
-            .values(demand=json.dumps(demand, ensure_ascii=False))
-        )
+    kinds = [
+        {
+            "wanted_machine": machine,
+            "platform": platform,
+            "tags": tags,
+            "demand": json.dumps(
+                [machine, platform, sorted(set(json.loads(tags)))], ensure_ascii=False
+            ),
+        }
+        for machine, platform, tags in connection.execute(sa.select(*asked).distinct())
+    ]
+    if not kinds:
+        return
+    demands.create(connection)
+    connection.execute(sa.insert(demands), kinds)
+    fits = sa.and_(*(demands.c[column.name] == column for column in asked))
+    demand = sa.select(demands.c.demand).where(fits).scalar_subquery()
+    connection.execute(sa.update(tasks).values(demand=demand))
+    demands.drop(connection)
 
 
 def downgrade() -> None:
