@@ -110,6 +110,26 @@ async def test_an_analysis_whose_rooter_goes_away_is_not_kept(site: Site) -> Non
     assert (await site.machine("one"))["quarantine"] is None, "it is not to blame"
 
 
+async def test_a_task_waits_for_a_rooter_that_comes_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vpn, "PERIOD", 0.05)
+    gate = Gate()
+    on_a_network(site, gate)
+    site.configure("routing", on_down="wait", drop=True)
+    async with rooter(site):
+        await site.start()
+        task_id = await site.submit(options="route=drop")
+        await site.running("one")
+    task = await site.until(task_id, "pending")
+    assert task["errors"] == ["The rooter went away in the middle of the analysis"]
+    gate.open.set()
+    assert (await site.analyse())["route"] == "none", "it holds up nobody else"
+    assert (await site.task(task_id))["status"] == "pending"
+    async with rooter(site):
+        assert (await site.until(task_id, "reported"))["route"] == "drop"
+
+
 async def test_a_waiting_task_goes_on_when_its_vpn_is_back(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,8 +32,8 @@ DONE = {"reported", "failed_analysis", "failed_processing", "failed_reporting", 
 class Namespace:
     """A network namespace: what a server leaves in it is seen, and goes with it."""
 
-    def __init__(self) -> None:
-        self.name = f"ckt{secrets.token_hex(4)}"
+    def __init__(self, name: str = "") -> None:
+        self.name = name or f"ckt{secrets.token_hex(4)}"
 
     def __enter__(self) -> Self:
         run("ip", "netns", "add", self.name)
@@ -204,6 +204,19 @@ class Site:
         while not any(trace in path.read_bytes() for path in folder.glob("*.strace")):
             assert time.monotonic() < deadline, self.log[-4000:]
             await asyncio.sleep(0.02)
+
+    async def cancel(self, task_id: int) -> None:
+        """End a task before its time."""
+        assert self.session is not None
+        async with self.session.post(f"/tasks/cancel/{task_id}") as response:
+            assert response.status == 200, await response.text()
+
+    async def free(self, seconds: float = START_TIMEOUT) -> None:
+        """Until no machine is in use."""
+        deadline = time.monotonic() + seconds
+        while any(m["locked"] for m in (await self.get("/machines/list"))["machines"]):
+            assert time.monotonic() < deadline, self.log[-4000:]
+            await asyncio.sleep(0.05)
 
     async def analyse(self, content: bytes | Path, name: str, **fields: object) -> Any:
         """Submit, wait for the report, and return it; the task must have been reported."""

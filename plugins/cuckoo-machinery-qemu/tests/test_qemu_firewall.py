@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cuckoo_api.machinery import BadConfig, Service
+from cuckoo_api.machinery import ROUTED_MARK, ROUTED_MASK, BadConfig, Service
 from cuckoo_machinery_qemu.bridge import BridgeNetwork, firewall
 from cuckoo_machinery_qemu.spec import MachineSpec
 
@@ -30,6 +30,8 @@ def spec(label: str, ip: str, gateway: str = "10.3.2.1") -> MachineSpec:
 
 
 ONE, TWO = spec("one", "10.3.2.11"), spec("two", "10.4.2.11", "10.4.2.1")
+ROUTED = f"ct mark & {ROUTED_MASK:#x} == {ROUTED_MARK:#x}"
+"""What the rooter has let go, and marked."""
 SERVICES = [Service("results", "tcp", 2042), Service("dns", "udp", 53)]
 
 
@@ -44,9 +46,10 @@ def test_guests_reach_the_listed_services_and_nothing_else() -> None:
         "ct state established,related accept",
         "ip daddr @hosts tcp dport 2042 accept",
         "ip daddr @hosts udp dport 53 accept",
+        f"{ROUTED} ct status dnat accept",
         "drop",
     ]
-    assert chain(firewall("br7", [ONE], []), "guests")[1:] == ["drop"]
+    assert chain(firewall("br7", [ONE], []), "guests")[2:] == ["drop"]
 
 
 def test_the_host_is_every_gateway_once() -> None:
@@ -57,7 +60,9 @@ def test_the_host_is_every_gateway_once() -> None:
 def test_all_that_comes_in_by_the_bridge_is_judged_and_nothing_is_forwarded() -> None:
     text = firewall("br7", [ONE], SERVICES)
     assert chain(text, "input")[1:] == ['iifname "br7" jump guests']
-    assert chain(text, "forward")[1:] == ['iifname "br7" drop', 'oifname "br7" drop']
+    assert chain(text, "forward")[1:] == [
+        f"{ROUTED} accept", 'iifname "br7" drop', 'oifname "br7" drop',
+    ]  # fmt: skip
 
 
 def test_each_machine_speaks_as_itself_only() -> None:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from cuckoo_api.model.errors import CuckooError
-from cuckoo_api.network.rooter.client import RooterClient
+from cuckoo_api.network.rooter.client import RooterClient, RooterUnavailable
 from cuckoo_api.network.rooter.commands import Service
 from cuckoo_api.network.tunnels import is_up
 from cuckoo_api.network.vpn import Monitor
@@ -91,11 +91,15 @@ class Router:
         try:
             lost = await self._rooter.enable(guest, interface, route)
         except CuckooError as exc:
+            if isinstance(exc, RooterUnavailable):
+                self._monitor.miss_rooter()
             raise RouteDown(f"The route {route} cannot be given: {exc}") from exc
         log.info("router.led", route=route, exit=self.exit_address(route))
         try:
             yield lost
         finally:
+            if lost.is_set():
+                self._monitor.miss_rooter()
             await self._rooter.disable(guest)
 
     def exit_address(self, route: str) -> str | None:
@@ -109,10 +113,10 @@ class Router:
 
     def _is_down(self, name: str) -> bool:
         try:
-            self.choose(name)
+            route = self.choose(name)
         except RouteDown:
             return True
-        return False
+        return self._network.needs_rooter(route) and self._monitor.rooter_is_away
 
     def _why_down(self, route: str) -> str:
         if route in self._network.vpns:

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 import structlog
 
+from cuckoo_api.model.errors import CuckooError
 from cuckoo_api.model.task import now_text
 from cuckoo_api.network.rooter.client import RooterClient, RooterUnavailable
 from cuckoo_api.network.tunnels import Look, look_at
@@ -114,6 +115,9 @@ class Monitor:
         on_change: Callable[[VpnState, str], None] = lambda _new, _old: None,
     ) -> None:
         self.on_change = on_change
+        self.on_rooter_back: Callable[[], None] = lambda: None
+        self.rooter_is_away = False
+        """As far as somebody has noticed."""
         self._vpns = vpns
         self._rooter = rooter
         self._judges = {name: Judge() for name in vpns}
@@ -122,6 +126,7 @@ class Monitor:
         self._looked = float("-inf")
         self._looking = asyncio.Lock()
         self._loop: asyncio.Task[None] | None = None
+        self._needed = asyncio.Event()
 
     def reconfigure(self, vpns: Mapping[str, Vpn]) -> None:
         """Look at these from now on. Of those that have changed nothing is known any more."""
@@ -133,9 +138,18 @@ class Monitor:
         for name in vpns:
             self._judges.setdefault(name, Judge())
         self._looked = float("-inf")
+        if vpns:
+            self._needed.set()
+
+    def miss_rooter(self) -> None:
+        """It did not answer: look for it until it does."""
+        self.rooter_is_away = True
+        self._needed.set()
 
     def open(self) -> None:
-        """Begin to look, where there is something to look at."""
+        """Begin to look, as soon as there is something to look at."""
+        if self._vpns:
+            self._needed.set()
         if self._loop is None:
             self._loop = asyncio.create_task(self._look_again_and_again(), name="vpn-monitor")
 
@@ -215,6 +229,14 @@ class Monitor:
 
     async def _look_again_and_again(self) -> None:
         while True:
+            await self._needed.wait()
             with contextlib.suppress(RooterUnavailable):
                 await self.look()
+            if self.rooter_is_away:
+                with contextlib.suppress(CuckooError):
+                    await self._rooter.hello()
+                    self.rooter_is_away = False
+                    self.on_rooter_back()
+            if not self._vpns and not self.rooter_is_away:
+                self._needed.clear()
             await asyncio.sleep(PERIOD)

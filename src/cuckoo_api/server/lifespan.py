@@ -88,6 +88,7 @@ async def lifespan(
             teller = VpnEvents(store, wake=scheduler.wake)
             stack.push_async_callback(teller.close)
             monitor.on_change = teller.tell
+            monitor.on_rooter_back = scheduler.wake
             monitor.open()
             wake, disk = scheduler.wake, scheduler.disk
             webhooks = Webhooks(settings.webhooks, store, in_hand=scheduler.has_in_hand)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
+import ipaddress
 import os
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -27,6 +28,8 @@ from cuckoo_api.machinery import (
 from cuckoo_machinery_qemu.spec import Place
 
 AGENT_PORT = 8000
+LAST_METRIC = "4096"
+"""Of a route that holds while there is no bridge."""
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
 
@@ -54,6 +57,7 @@ table inet cuckoo_{bridge} {{
     chain guests {{
         ct state established,related accept
         {allowed}
+        ct mark & {ROUTED_MASK:#x} == {ROUTED_MARK:#x} ct status dnat accept
         drop
     }}
     chain input {{
@@ -95,7 +99,10 @@ class BridgeNetwork:
 
     async def open(self) -> None:
         """Make the bridge and its rules afresh. The rules come first: it never stands open."""
-        await self.close()
+        # what the host still has for guests of an earlier bridge is not to leave by another way
+        for network in self._networks():
+            await _run("ip", "route", "replace", "unreachable", network, "metric", LAST_METRIC)
+        await self._remove()
         await _run("nft", "-f", "-", stdin=firewall(self._bridge, self._machines, self._services))
         try:
             # an address of its own: else it is that of a tap, another one after every start, and a
@@ -115,6 +122,15 @@ class BridgeNetwork:
 
     async def close(self) -> None:
         """Remove the bridge and the rules, whoever made them. Raises nothing."""
+        await self._remove()
+        for network in self._networks():
+            with contextlib.suppress(BackendUnavailable):
+                await _run("ip", "route", "delete", "unreachable", network, "metric", LAST_METRIC)
+
+    def _networks(self) -> list[str]:
+        return sorted({str(ipaddress.ip_network(f"{m.gateway}/24", False)) for m in self._machines})
+
+    async def _remove(self) -> None:
         for command in (
             ("ip", "link", "delete", self._bridge, "type", "bridge"),
             ("nft", "delete", "table", "inet", f"cuckoo_{self._bridge}"),

@@ -100,6 +100,10 @@ class Lab:
         command("ip", "netns", "add", self._names[name])
         self.run(name, "ip", "link", "set", "lo", "up")
 
+    def namespace(self, name: str) -> str:
+        """Its name among those of the whole machine."""
+        return self._names[name]
+
     def inside(self, name: str) -> list[str]:
         """The words that run a command there."""
         return ["ip", "netns", "exec", self._names[name]]
