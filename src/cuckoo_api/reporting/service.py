@@ -177,6 +177,9 @@ def _prepare(folder: Path) -> Path:
         reports.mkdir(mode=0o750, exist_ok=True)
         if not stat.S_ISDIR(reports.lstat().st_mode):
             raise ProcessingFailed("No report was written: the folder reports is no folder")
+        # the worker may write into the two, and make none beside them
+        with suppress(FileExistsError):
+            (folder / "network").mkdir(mode=0o750)
         _sweep(reports)
         return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=reports.absolute()))
     except OSError as exc:

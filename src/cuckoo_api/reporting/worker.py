@@ -37,7 +37,12 @@ def main(processors: Mapping[str, str] = PROCESSORS) -> None:
             *_with_links(Path(request.cwd, "conf", "yara")),
             *_with_links(Path(request.cwd, "signatures")),
         ],
-        writable=[f"{request.folder}/{name}" for name in ("reports", "network")],
+        # a link in their place would lead out of the analysis
+        writable=[
+            str(place)
+            for name in ("reports", "network")
+            if not (place := Path(request.folder, name)).is_symlink()
+        ],
     )
     # the answers get a descriptor of their own: a library may print what it likes
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)

@@ -228,6 +228,20 @@ def test_it_may_have_threads_and_write_its_report(hostile: Worker) -> None:
     )
 
 
+def test_a_folder_for_results_that_is_missing_is_made_before(hostile: Worker) -> None:
+    (hostile.folder / "network").rmdir()
+    assert not hostile.errors("(folder / 'network' / 'x').write_text('x')")
+
+
+def test_a_link_in_the_place_of_such_a_folder_opens_nothing(
+    hostile: Worker, tmp_path: Path
+) -> None:
+    (hostile.folder / "network").rmdir()
+    (hostile.folder / "network").symlink_to(tmp_path / "conf")
+    is_refused = bool(hostile.errors("(folder / 'network' / 'x').write_text('x')"))
+    assert is_refused == ("landlock" in HOLDING)
+
+
 def test_it_inherits_no_variable_of_the_server_s(
     hostile: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
