@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,17 @@ async def test_a_python_script_and_a_url(site: Site) -> None:
     report = await site.get(f"/tasks/report/{task_id}")
     assert report["target"] == {"category": "url", "url": form["url"]}
     assert [h["uri"] for h in report["network"]["http"]] == [form["url"]]
+    # what the package fetched, as the sinkhole answered it
+    async with site.session.get(f"/tasks/report/{task_id}/package_files?tar=tar") as response:
+        packed = io.BytesIO(await response.read())
+    with tarfile.open(fileobj=packed) as archive:
+        [member] = [m for m in archive.getmembers() if m.isfile()]
+        file = archive.extractfile(member)
+        assert file is not None
+        fetched = file.read()
+    assert member.name == "package_files/0_tool.bin"
+    answered = site.folder(task_id) / report["network"]["http"][0]["resp"]["path"]
+    assert fetched == answered.read_bytes() != b""
 
 
 async def test_two_machines_work_at_once(site: Site) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 MAX_LINE = 4096
 """Bytes of one line, its end included."""
-FOLDERS = frozenset({"files", "shots", "buffer", "extracted", "memory"})
-"""Where a guest may put files, as Cuckoo 2 has it."""
+FOLDERS = frozenset({"files", "shots", "buffer", "extracted", "memory", "package_files"})
+"""Where a guest may put files: as Cuckoo 2 has it, and what its packages bring with them."""
 MAX_NAME = 255
 """Bytes of a file's name, as file systems have it."""
 MAX_PIDS = 64

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +41,9 @@ ROUNDS = 10
 """Turns of the event loop in which it takes the connections that wait in the kernel."""
 QUIET = 0.1
 """Seconds without a byte after which a guest that is switched off has delivered everything."""
+MAX_SHOT = 9_999
+
+_SHOT = re.compile(r"shots/([0-9]{4})\.jpg", re.ASCII)
 
 
 class ResultSession:
@@ -70,6 +75,7 @@ class ResultSession:
         self._refused = 0
         self._progress = 0
         self._writing = 0
+        self._shot = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -191,7 +197,8 @@ class ResultSession:
         return FileHeader(destination, filepath, parse_pids(await connection.line()))
 
     async def _receive(self, command: Command, header: FileHeader, connection: Connection) -> None:
-        handle = await self._create(header.destination)
+        handle, destination = await self._create(header.destination)
+        header = replace(header, destination=destination)
         truncated = False
         size = 0
         try:
@@ -216,17 +223,31 @@ class ResultSession:
             listed = header if command.name == "FILE" else None
             await self._hop(lambda: self._files.finish(handle, listed, truncated=truncated))
 
-    async def _create(self, destination: str) -> int:
+    async def _create(self, destination: str) -> tuple[int, str]:
+        """A new file's descriptor, and where it is: a picture takes the next free number."""
         if self.files >= self._limits.max_files:
             raise Refused(f"more than {self._limits.max_files} files")
         self.files += 1
         try:
-            return await self._hop(self._files.create, destination, unused=os.close)
-        except OSError as exc:
+            while True:
+                try:
+                    handle = await self._hop(self._files.create, destination, unused=os.close)
+                except FileExistsError:
+                    destination = self._next_shot(destination)
+                else:
+                    return handle, destination
+        except (OSError, Refused):
             self.files -= 1
-            if isinstance(exc, FileExistsError):
-                raise Refused(f"{destination} again") from None
             raise
+
+    def _next_shot(self, destination: str) -> str:
+        """The place of a picture whose own is taken: the host takes pictures as well."""
+        found = _SHOT.fullmatch(destination)
+        if found is not None:
+            self._shot = max(self._shot, int(found[1])) + 1
+        if found is None or self._shot > MAX_SHOT:
+            raise Refused(f"{destination} again")
+        return f"shots/{self._shot:04}.jpg"
 
     def _room(self, size: int) -> int:
         """How many more bytes this file may have."""

@@ -64,13 +64,44 @@ async def shots(folder: AnalysisFolder, *shown: bytes) -> list[str]:
 
 async def test_one_picture_is_kept_for_each_change(folder: AnalysisFolder) -> None:
     red, blue = picture(RED), picture(BLUE)
-    assert await shots(folder, red, red, blue, blue, red) == ["0001.jpg", "0002.jpg", "0003.jpg"]
+    # the first comes again: it is there already
+    assert await shots(folder, red, red, blue, blue, red) == ["0001.jpg", "0002.jpg"]
 
     with Image.open(folder.path / "shots" / "0002.jpg") as kept:
         assert (kept.format, kept.size) == ("JPEG", (8, 6))
         colour = kept.getpixel((3, 3))
     assert isinstance(colour, tuple)
     assert colour[2] > 200 > colour[0]
+
+
+def text_screen(*cells: tuple[int, int]) -> bytes:
+    """A console of 720 x 400 with these cells of 9 x 16 filled."""
+    screen = Image.new("RGB", (720, 400))
+    for column, row in cells:
+        screen.paste((200, 200, 200), (column * 9, row * 16, column * 9 + 9, row * 16 + 16))
+    buffer = io.BytesIO()
+    screen.save(buffer, "PPM")
+    return buffer.getvalue()
+
+
+async def test_a_cursor_that_blinks_is_no_change_and_a_typed_word_is(
+    folder: AnalysisFolder,
+) -> None:
+    empty, cursor = text_screen(), text_screen((0, 0))
+    word = [text_screen(*((n, 0) for n in range(length))) for length in range(2, 6)]
+    kept = await shots(folder, empty, cursor, empty, cursor, *word, empty, word[-1])
+    # what was typed shows at the latest with the second letter
+    assert kept == ["0001.jpg", "0002.jpg", "0003.jpg"]
+
+
+async def test_pictures_of_the_guest_s_own_are_left_alone(folder: AnalysisFolder) -> None:
+    (folder.path / "shots" / "0001.jpg").write_bytes(b"the guest's")
+    assert await shots(folder, picture(RED), picture(BLUE)) == [
+        "0001.jpg",
+        "0002.jpg",
+        "0003.jpg",
+    ]
+    assert (folder.path / "shots" / "0001.jpg").read_bytes() == b"the guest's"
 
 
 async def test_the_form_of_a_picture_is_no_change(folder: AnalysisFolder) -> None:

@@ -118,6 +118,21 @@ async def test_a_name_is_taken_once(rig: Rig) -> None:
     assert rig.session.errors == ["Result server: files/a again"]
 
 
+async def test_a_picture_takes_the_next_free_number(rig: Rig) -> None:
+    """The host takes pictures as well, and calls them the same."""
+    (rig.folder / "shots" / "0001.jpg").write_bytes(b"the host's")
+    (rig.folder / "shots" / "0003.jpg").write_bytes(b"the host's")
+    for content in (b"first", b"second"):
+        await rig.send(b"FILE 2\nshots/0001.jpg\nC:\\shot.jpg\n\n" + content)
+    assert rig.read("shots/0001.jpg") == rig.read("shots/0003.jpg") == b"the host's"
+    assert rig.read("shots/0002.jpg") == b"first"
+    assert rig.read("shots/0004.jpg") == b"second"
+    assert [entry["path"] for entry in rig.listed()] == ["shots/0002.jpg", "shots/0004.jpg"]
+    (rig.folder / "shots" / "9999.jpg").touch()
+    await rig.send(b"FILE\nshots/9999.jpg\nlast")
+    assert rig.session.errors == ["Result server: shots/9999.jpg again"]
+
+
 async def test_fifty_uploads_at_once_arrive_whole(folder: Path) -> None:
     contents = {n: random.Random(n).randbytes(200_000 + n) for n in range(50)}
     async with running(folder, ResultServerSection()) as rig:

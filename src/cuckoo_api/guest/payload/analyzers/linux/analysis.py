@@ -9,6 +9,7 @@ from agentlink import AgentStatus, Standby
 from analysisconf import AnalysisConf
 from containment import Containment, protect_self
 from exitgate import ExitGate
+from packagefiles import send_package_files
 from processmemory import ProcessMemory
 from results import Log, ResultServer
 from targets import Command, choose_command
@@ -93,6 +94,8 @@ def _analyse(conf: AnalysisConf, server: ResultServer, log: Log, containment: Co
     if gate is not None:
         gate.close()
     tracer.files.send(server, log)
+    if not command.target:
+        send_package_files(command.cwd, server, log)
     _remove_folder(command)
 
 

@@ -56,7 +56,7 @@ class DroppedFiles:
         names: Dict[str, int] = {}
         sent = 0
         for path, pids in self._pids.items():
-            handle = _open(path)
+            handle = open_regular(path)
             held = self._held.pop(path, None)
             if handle is None:
                 handle, held = held, None
@@ -65,7 +65,7 @@ class DroppedFiles:
             if handle is None:
                 continue
             with os.fdopen(handle, "rb") as file:
-                name = "%s_%s" % (_sha1(file.fileno())[:16], _safe(os.path.basename(path)))
+                name = "%s_%s" % (_sha1(file.fileno())[:16], safe_name(os.path.basename(path)))
                 names[name] = names.get(name, 0) + 1
                 if names[name] > 1:
                     name = "%s.%d" % (name, names[name])
@@ -89,12 +89,12 @@ class DroppedFiles:
         if len(self._pids[path]) < 32:
             self._pids[path].add(pid)
         if path not in self._held and len(self._held) < MAX_HELD:
-            handle = _open(path)
+            handle = open_regular(path)
             if handle is not None:
                 self._held[path] = handle
 
 
-def _open(path: str) -> Optional[int]:
+def open_regular(path: str) -> Optional[int]:
     """Open a regular file that is no link, never waiting for a FIFO or a device."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
@@ -120,7 +120,8 @@ def _sha1(handle: int) -> str:
     return digest.hexdigest()
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
+    """The name as the result server takes it, most of it."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)[-100:] or "file"
 
 
