@@ -61,7 +61,7 @@ async def _openvpn(where: str, seen: Look) -> Look:
     try:
         async with asyncio.timeout(TIMEOUT):
             said = await _management(where, "state", "status")
-    except (OSError, TimeoutError, EOFError, ValueError) as exc:
+    except (OSError, TimeoutError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
         reason = getattr(exc, "strerror", None) or "it does not answer"
         return _with(seen, present=False, error=f"OpenVPN's management at {where}: {reason}")
     state = (said["state"] or [""])[-1].split(",")

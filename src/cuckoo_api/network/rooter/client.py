@@ -125,7 +125,10 @@ class RooterClient:
                 writer.write(encode(command))
                 await writer.drain()
                 answer: Answer = decode_answer(await reader.readuntil())
-        except (OSError, EOFError, ValueError, TimeoutError, msgspec.MsgspecError) as exc:
+        except (
+            *(OSError, EOFError, ValueError, TimeoutError),
+            *(asyncio.LimitOverrunError, msgspec.MsgspecError),
+        ) as exc:
             await self._hang_up()
             raise RooterUnavailable("Rooter not available", log=str(exc)) from exc
         except asyncio.CancelledError:
