@@ -23,6 +23,7 @@ from cuckoo_api.analysis.service import AnalysisService
 from cuckoo_api.analysis.vpnevents import VpnEvents
 from cuckoo_api.analysis.webhooks import Webhooks
 from cuckoo_api.artefacts import Artefacts
+from cuckoo_api.confinement import confinement
 from cuckoo_api.fleet import Fleet, load_plugins
 from cuckoo_api.http.access import ACCESS
 from cuckoo_api.http.keys import SERVICE, SETTINGS, SWITCH
@@ -60,6 +61,9 @@ async def lifespan(
     parts: list[Part] = []
     for warning in settings.warnings:
         log.warning("settings", warning=warning)
+    for layer in confinement():
+        if not layer.holds:  # here, which a unit's filter of system calls may make another place
+            log.warning("confinement.missing", layer=layer.name, advice=layer.detail)
     async with AsyncExitStack() as stack:
         if engine:
             stack.enter_context(engine_lock(settings.cwd, is_server=True))

@@ -151,6 +151,18 @@ async def test_the_settings_warnings_are_logged(settings: Settings) -> None:
     ]
 
 
+async def test_what_does_not_confine_worker_processes_here_is_logged(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cuckoo_api.confinement.landlock.version", lambda: 0)
+    with structlog.testing.capture_logs() as lines:
+        await run(settings)
+
+    missing = [line for line in lines if line["event"] == "confinement.missing"]
+    assert "landlock" in [line["layer"] for line in missing]
+    assert all(line["advice"] for line in missing)
+
+
 async def test_nothing_is_opened_before_the_application_starts(settings: Settings) -> None:
     (settings.cwd / "cuckoo.db").unlink()
     create_app(settings)
