@@ -1,0 +1,132 @@
+"""From a bare Debian to a running service by one page, with systemd as its first process."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bootkit import Host, wheelhouse
+from serverkit import Namespace, place_guest
+
+from pagekit import Reader, Step
+from probekit import PATIENCE, Probe
+
+PAGE = "docs/deployment.md"
+CWD = Path("var/lib/cuckoo")
+
+
+class Operator(Reader):
+    """Root on a host that has just been installed."""
+
+    def __init__(self, folder: Path, host: Host) -> None:
+        super().__init__(folder, inside=host.inside)
+        self._host = host
+        self._environment = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "APT_CONFIG": "/root/apt.conf",
+        }
+        (host.root / "root/apt.conf").write_text('APT::Get::Simulate "true";\n')
+        self._prologue = "set -eu; cd /root\n"
+
+    def do(self, page: str, step: Step) -> None:
+        if "guest build" in step.text:  # Debian's packages are out of reach in here
+            place_guest(self._host.root / CWD)
+            self._host.run("chown", "--recursive", "cuckoo:", f"/{CWD}/guests")
+        began = time.monotonic()
+        super().do(page, step)
+        print(f"{time.monotonic() - began:5.1f} s  {page}:{step.line}")
+
+    def _path(self, title: str) -> Path:
+        return self._host.root / title.removeprefix("/")
+
+
+def test_the_page_leads_to_a_service_that_is_hardened_and_watched(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    wheels = wheelhouse(tmp_path / "wheels")
+    with Host(tmp_path / "host", namespace, wheels) as host:
+        with Operator(tmp_path / "operator", host) as operator:
+            operator.follow(PAGE)
+        for shown in ("active\nactive\nactive\n", '"command_line":"uname -a"', "is as it was on"):
+            assert shown in operator.said, operator.said
+        has_no_rights(host, "cuckoo-api")
+        has_no_rights(host, "cuckoo-engine")
+        a_restart_fails_no_request(host)
+        what_hangs_is_started_anew(host)
+        a_faulty_configuration_is_said_by_a_reload(host)
+        the_rooter_has_one_right(host)
+        assert host.run("systemctl", "--failed", "--no-legend") == ""
+    assert namespace.pids() == []
+
+
+def pid_of(host: Host, unit: str) -> str:
+    return host.run("systemctl", "show", "--property=MainPID", "--value", unit).strip()
+
+
+def status(host: Host, unit: str) -> dict[str, str]:
+    """Its main process, as the kernel has it."""
+    text = (host.root / "proc" / pid_of(host, unit) / "status").read_text()
+    return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+
+
+def has_no_rights(host: Host, unit: str) -> None:
+    found = status(host, unit)
+    names = ("CapEff", "CapPrm", "CapBnd", "NoNewPrivs", "Seccomp")
+    assert [found[name].strip() for name in names] == ["0" * 16] * 3 + ["1", "2"]
+    assert found["Uid"].split()[0] != "0"
+
+
+def a_restart_fails_no_request(host: Host) -> None:
+    address = str(host.root / "run/cuckoo/api.sock")
+    probes = [Probe(socket.AF_UNIX, address, keep_alive=keep) for keep in (True, False)]
+    before = pid_of(host, "cuckoo-api")
+    with probes[0].at_work(8), probes[1].at_work(4):
+        for probe in probes:
+            probe.wait_for(20)
+        host.run("systemctl", "restart", "cuckoo-api")
+        for probe in probes:
+            probe.wait_for(20)
+    assert pid_of(host, "cuckoo-api") != before
+    assert [set(probe.answers) for probe in probes] == [{"200"}, {"200"}]
+
+
+def what_hangs_is_started_anew(host: Host) -> None:
+    changed = host.root / "etc/systemd/system/cuckoo-api.service.d/quick.conf"
+    changed.parent.mkdir()
+    changed.write_text("[Service]\nWatchdogSec=2s\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "cuckoo-api")
+    before = pid_of(host, "cuckoo-api")
+    host.run("kill", "-STOP", before)
+    until(lambda: pid_of(host, "cuckoo-api") not in ("0", before))
+    until(lambda: host.run("systemctl", "is-active", "cuckoo-api", check=False) == "active\n")
+    assert "Watchdog timeout" in host.run("journalctl", "--unit=cuckoo-api")
+
+
+def a_faulty_configuration_is_said_by_a_reload(host: Host) -> None:
+    path = host.root / CWD / "conf/cuckoo.conf"
+    good = path.read_text()
+    path.write_text(good.replace("freespace = 1024", "freespace = plenty"))
+    assert host.run("systemctl", "reload", "cuckoo-engine", check=False) == ""
+    assert "[cuckoo] freespace: 'plenty'" in host.run("journalctl", "--unit=cuckoo-engine")
+    assert host.run("systemctl", "is-active", "cuckoo-engine") == "active\n"
+    path.write_text(good)
+    host.run("systemctl", "reload", "cuckoo-engine")
+
+
+def the_rooter_has_one_right(host: Host) -> None:
+    path = host.root / CWD / "conf/routing.conf"
+    path.write_text(path.read_text().replace("interfaces =", "interfaces = guests0"))
+    host.run("systemctl", "enable", "--now", "cuckoo-rooter")
+    assert int(status(host, "cuckoo-rooter")["CapEff"], 16) == 1 << 12  # CAP_NET_ADMIN
+    assert "cuckoo_rooter" in host.run("nft", "list", "tables")
+
+
+def until(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
