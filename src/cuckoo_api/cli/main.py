@@ -107,9 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("machine", "run on this machine, by name or label"),
         ("platform", "linux, windows …"),
         ("tags", "the machine must have all of these, comma-separated"),
+        ("route", "where its packets go: drop, internet, a VPN's name …"),
         ("custom", "any text, kept with the task"),
         ("owner", "who asks"),
-        ("route", "where its packets go: drop, internet, a VPN's name …"),
         ("clock", "the guest's time, month-day-year hour:minute:second"),
         ("callback", "an address that the server tells when the task has ended"),
     ):
@@ -262,12 +262,12 @@ def _dispatch(arguments: argparse.Namespace, cwd: Path) -> int:
 
             actions = {"check": machines.check, "discover": machines.discover}
             return asyncio.run(actions.get(arguments.action, machines.show)(arguments, cwd))
-        case "guest":
-            from cuckoo_api.cli import guest, machines
         case "vpn":
             from cuckoo_api.cli import vpn
 
             return asyncio.run((vpn.check if arguments.action else vpn.show)(arguments, cwd))
+        case "guest":
+            from cuckoo_api.cli import guest, machines
 
             action = guest.build if arguments.action == "build" else machines.check
             return asyncio.run(action(arguments, cwd))
