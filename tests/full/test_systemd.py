@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,8 @@ def test_the_page_leads_to_a_service_that_is_hardened_and_watched(
 ) -> None:
     wheels = wheelhouse(tmp_path / "wheels")
     with Host(tmp_path / "host", namespace, wheels) as host:
+        version = host.run("python3", "-c", "import sys; print(*sys.version_info[:2])").split()
+        assert tuple(map(int, version)) == sys.version_info[:2], "the wheels are for this Python"
         with Operator(tmp_path / "operator", host) as operator:
             operator.follow(PAGE)
         for shown in ("active\nactive\nactive\n", '"command_line":"uname -a"', "is as it was on"):

@@ -116,9 +116,13 @@ class Service:
 
     def stop(self) -> int:
         """End it as systemd does; its exit code."""
+        return self.signal(signal.SIGTERM).wait(PATIENCE)
+
+    def signal(self, number: signal.Signals) -> subprocess.Popen[bytes]:
+        """Send it a signal."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
+        self.process.send_signal(number)
+        return self.process
 
 
 def listening(where: str | Path) -> socket.socket:

@@ -198,6 +198,9 @@ def test_the_life_of_a_service_and_restarts_under_load_that_no_client_sees(real_
     with tcp, unix, service:
         assert service.start() == {"READY": "1", "STATUS": f"listens on {url}"}
         assert service.listener.until("WATCHDOG")["STATUS"] == "0 running, 0 waiting"
+        service.signal(signal.SIGHUP)
+        assert int(service.listener.until("RELOADING")["MONOTONIC_USEC"]) > 0
+        assert service.listener.until("READY") == {"READY": "1"}
         with probes[0].at_work(8), probes[1].at_work(4), probes[2].at_work(4):
             for _ in range(2):
                 for probe in probes:
