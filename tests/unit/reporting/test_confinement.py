@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -304,6 +305,38 @@ def test_signatures_and_rules_that_lie_elsewhere_are_read_by_their_links(
     made = hostile.report("pass")
     assert [match["name"] for match in made["target"]["file"]["yara"]] == ["Greets"]
     assert any("it was read" in line for line in made["debug"]["errors"])
+
+
+OLDER = """
+import sys
+from pathlib import Path
+from cuckoo_api.confinement import landlock
+from cuckoo_api.confinement.kernel import prctl
+
+readable, writable, version = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+landlock.version = lambda: version
+prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+landlock.restrict([str(readable), "/nowhere"], [str(writable)])
+(writable / "new").write_text((readable / "file").read_text())
+(writable / "new").rename(writable / "file")
+(writable / "file").unlink()
+for refused in (lambda: (readable / "new").touch(), lambda: (readable / "../x").read_text()):
+    try:
+        refused()
+    except PermissionError:
+        continue
+    sys.exit("it was not refused")
+"""
+
+
+@pytest.mark.parametrize("version", range(1, landlock.version() + 1))
+def test_landlock_as_older_kernels_have_it(tmp_path: Path, version: int) -> None:
+    (tmp_path / "x").write_text("out of reach")
+    for name in ("readable", "writable"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "readable" / "file").write_text("")
+    arguments = (tmp_path / "readable", tmp_path / "writable", str(version))
+    subprocess.run([sys.executable, "-c", OLDER, *arguments], check=True)
 
 
 @pytest.mark.parametrize(
