@@ -222,6 +222,10 @@ async def test_a_reboot_analysis_lets_the_guest_restart_itself(
     assert site.world.calls("reboot", "one") == []
     assert site.guest("one").commands[-1] == command
     assert site.guest("one").runs[-1].sample is None
+    restart = (await site.get(f"/tasks/report/{task['id']}"))["info"]["restart"]
+    assert (restart["parent"], restart["restarted_by"]) == (first, "guest")
+    assert restart["restored"] == sorted(set(restart["restored"])) != []
+    assert (await site.get(f"/tasks/report/{first}"))["info"]["restart"] is None
     await site.free()
 
 

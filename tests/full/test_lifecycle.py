@@ -16,6 +16,11 @@ END
 chmod 755 /usr/local/bin/by-cron
 echo "@reboot root /usr/local/bin/by-cron" > /etc/cron.d/planted
 echo "echo login > /var/by-login" >> /root/.profile
+printf '#!/bin/sh\\necho service > /var/by-service\\n' > /etc/init.d/S90planted
+chmod 755 /etc/init.d/S90planted
+printf '#!/bin/sh\\necho init > /var/by-init; exec sleep 600\\n' > /usr/local/sbin/by-init
+chmod 755 /usr/local/sbin/by-init
+echo "::respawn:/usr/local/sbin/by-init" >> /etc/inittab
 """
 
 
@@ -64,9 +69,31 @@ async def test_a_reboot_analysis_shows_what_starts_by_itself(
     assert task["errors"] == []
     report = await site.get(f"/tasks/report/{task['id']}")
     written = {d["filepath"]: d for d in report["dropped"]}
-    for name in ("cron", "login"):
+    for name in ("cron", "login", "service", "init"):
         content = site.folder(task["id"]) / written[f"/var/by-{name}"]["path"]
         assert content.read_text() == f"{name}\n"
+    # what started by itself is marked, and what of it the sample had planted
+    marked = {
+        (p["command_line"], p["autostart"]["by"], p["autostart"]["restored"])
+        for p in report["behavior"]["processes"]
+        if p["autostart"]
+    }
+    assert marked >= {
+        ("cron -f", "cron", False),
+        ("/usr/local/bin/by-cron", "cron", True),
+        ("/etc/init.d/S90planted start", "service", True),
+        ("sleep 600", "service", True),
+        ("/bin/bash -l -c :", "login", True),
+    }
+    assert report["info"]["restart"]["parent"] == first
+    assert report["info"]["restart"]["restarted_by"] == by
+    assert set(report["info"]["restart"]["restored"]) >= {"/root/.profile", "/etc/inittab"}
+    [signature] = [s for s in report["signatures"] if s["name"] == "started_by_itself"]
+    assert {"started by cron", "started by login", "started by service"} == {
+        mark["description"] for mark in signature["marks"]
+    }
+    page = (site.folder(task["id"]) / "reports" / "report.html").read_text()
+    assert "started by itself: cron, planted by the sample" in page
     # nobody ran the sample: it was what it had planted
     assert not any("persists.sh" in p["command_line"] for p in report["behavior"]["processes"])
     events = [json.loads(line) for line in site.log.splitlines() if line.startswith("{")]

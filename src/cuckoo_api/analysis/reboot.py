@@ -11,12 +11,13 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 import structlog
 
-from cuckoo_api.artefacts import AnalysisFolder
+from cuckoo_api.artefacts import AnalysisFolder, write_atomic
 from cuckoo_api.fleet import Lease
 from cuckoo_api.guest import AgentRefused, GuestClient, GuestError
 from cuckoo_api.machinery import Capability
@@ -26,6 +27,7 @@ from cuckoo_api.model.task import Task
 log = structlog.get_logger()
 
 PACKAGE = "reboot"
+NOTED = "reboot.json"
 MAX_FILES = 1000
 MAX_LINE = 64 << 10
 MARK = "restarting"
@@ -51,28 +53,41 @@ def parent_of(task: Task) -> int:
 
 
 async def restart_with(
-    lease: Lease, client: GuestClient, parent: AnalysisFolder, timeout: float
+    lease: Lease, client: GuestClient, parent: AnalysisFolder, timeout: float, *, into: Path
 ) -> list[str]:
     """Put the parent's files back at their places, restart, and wait for the agent.
 
+    ``into`` is the folder of this analysis, which gets ``reboot.json``: what was done.
     Returns what should stand in the task's errors. Raises MachineryError or GuestError.
     """
     windows = lease.machine.platform == "windows"
-    errors = await _put_back(client, parent, windows=windows)
-    await client.mark(MARK)
-    by = "guest"
-    if not await _restarts_itself(client, WINDOWS if windows else UNIX, timeout):
-        if not lease.capabilities & Capability.REBOOT:
-            errors.append(
-                "The guest did not restart when it was asked to, and "
-                f"{lease.machine.manager} cannot restart a machine: nothing was restarted"
-            )
-            return errors
-        by = "hypervisor"
-        await lease.reboot()
-        await client.wait_restarted(timeout, MARK)
-    log.info("analysis.restarted", machine=lease.machine.name, by=by)
+    restored: list[str] = []
+    errors = await _put_back(client, parent, restored, windows=windows)
+    by = await _restart(lease, client, windows=windows, timeout=timeout)
+    if by is None:
+        errors.append(
+            "The guest did not restart when it was asked to, and "
+            f"{lease.machine.manager} cannot restart a machine: nothing was restarted"
+        )
+    else:
+        log.info("analysis.restarted", machine=lease.machine.name, by=by)
+    done = {"parent": int(parent.path.name), "restarted_by": by, "restored": restored}
+    await write_atomic(into / NOTED, msgspec.json.encode(done))
     return errors
+
+
+async def _restart(
+    lease: Lease, client: GuestClient, *, windows: bool, timeout: float
+) -> str | None:
+    """Restart the guest. Returns who did it: itself, or the hypervisor; None when nobody could."""
+    await client.mark(MARK)
+    if await _restarts_itself(client, WINDOWS if windows else UNIX, timeout):
+        return "guest"
+    if not lease.capabilities & Capability.REBOOT:
+        return None
+    await lease.reboot()
+    await client.wait_restarted(timeout, MARK)
+    return "hypervisor"
 
 
 async def _restarts_itself(client: GuestClient, command: str, timeout: float) -> bool:
@@ -87,7 +102,9 @@ async def _restarts_itself(client: GuestClient, command: str, timeout: float) ->
     return True
 
 
-async def _put_back(client: GuestClient, parent: AnalysisFolder, *, windows: bool) -> list[str]:
+async def _put_back(
+    client: GuestClient, parent: AnalysisFolder, restored: list[str], *, windows: bool
+) -> list[str]:
     errors: list[str] = []
     entries = await asyncio.to_thread(_dropped, parent)
     if not entries:
@@ -98,6 +115,7 @@ async def _put_back(client: GuestClient, parent: AnalysisFolder, *, windows: boo
             with parent.open(entry.path) as file:
                 is_program = file.read(4).startswith(_PROGRAMS)
             await client.store(where, parent.path / entry.path)
+            restored.append(where)
             if is_program and not windows:
                 await client.make_executable(where)
         except NotFound:

@@ -132,7 +132,9 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
             await ready
             if task.package == reboot.PACKAGE:
                 parent = workshop.artefacts.analysis(reboot.parent_of(task))
-                errors += await reboot.restart_with(lease, client, parent, settings.timeouts.agent)
+                errors += await reboot.restart_with(
+                    lease, client, parent, settings.timeouts.agent, into=folder.path
+                )
                 sample = None  # it starts by itself, or it did not persist
             seconds = task.timeout or settings.timeouts.default
             await client.start(

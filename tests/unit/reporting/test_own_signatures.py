@@ -62,7 +62,7 @@ def judged(tmp_path: Path, job: Job, notes: Notes, **sections: Any) -> list[dict
     for name, section in sections.items():
         parts.keep(name, section)
     request = Request(
-        folder="/nowhere", sections=str(folder), job=job, steps=[], messages=[], cwd=str(tmp_path),
+        folder=str(tmp_path), sections=str(folder), job=job, steps=[], messages=[], cwd=str(tmp_path),
         parent=0, size_limit=1, seconds=60, memory=1, cpu=1,
     )  # fmt: skip
     judge(request, parts, notes)
@@ -146,6 +146,26 @@ def test_what_is_made_to_be_inherited_from_is_no_signature(
 def test_without_a_folder_there_are_none(names: Callable[[], list[str]], notes: Notes) -> None:
     assert names() == []
     assert notes.lines == []
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_after_a_restart_the_guest_s_own_business_is_no_evidence(
+    tmp_path: Path, job: Job, notes: Notes, marked: bool
+) -> None:
+    (tmp_path / "reboot.json").write_text('{"parent": 1, "restored": ["/tmp/x"]}')
+
+    def process(pid: int, path: str, *, restored: bool) -> dict[str, Any]:
+        return {
+            "pid": pid,
+            "summary": {"file_read": [path]},
+            "command_line": "/tmp/x",
+            "autostart": {"by": "cron", "restored": restored} if marked else None,
+        }
+
+    generic = [process(1, "/etc/shadow", restored=False), process(2, "/x", restored=True)]
+    behavior = {"generic": generic, "summary": {"file_read": ["/etc/shadow", "/x"]}}
+    found = [item["name"] for item in judged(tmp_path, job, notes, behavior=behavior)]
+    assert found == (["started_by_itself"] if marked else ["reads_shadow"])
 
 
 @pytest.fixture

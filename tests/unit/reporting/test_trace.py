@@ -510,3 +510,58 @@ def test_dns_over_a_socket_that_is_no_dns_socket_is_not_guessed(parse: Parse) ->
 
     assert "resolves_host" not in parse(trace(lookalike))["summary"]
     assert parse(trace(real))["summary"]["resolves_host"] == ["a"]
+
+
+def test_what_starts_after_a_restart_is_marked(folder: Path, parse: Parse) -> None:
+    helper = "/tmp/analyzer/autostart.sh"
+    restored = ["/root/.profile", "/etc/cron.d/x", "/usr/local/bin/by-cron", "/etc/init.d/S9x"]
+    noted = {"parent": 1, "restarted_by": "guest", "restored": restored}
+    (folder / "reboot.json").write_bytes(msgspec.json.encode(noted))
+
+    def runs(pid: int, *words: str) -> bytes:
+        shown = ", ".join(f'"{word}"' for word in words)
+        return line(pid, f'execve("{words[0]}", [{shown}], 0x1) = 0')
+
+    def forks(pid: int, child: int) -> bytes:
+        return line(pid, f"clone(child_stack=NULL, flags=SIGCHLD) = {child}")
+
+    section = parse(
+        runs(10, "/bin/sh", helper)
+        + forks(10, 11) + runs(11, "/usr/bin/sleep", "0.1")
+        + forks(10, 12) + runs(12, "/usr/sbin/cron", "-f")
+        + line(12, 'openat(AT_FDCWD</>, "/etc/cron.d/x", O_RDONLY) = 3')
+        + forks(12, 13) + runs(13, "/bin/sh", "-c", "/usr/local/bin/by-cron")
+        + forks(13, 20) + runs(20, "/usr/bin/id")
+        + forks(12, 14) + runs(14, "/bin/sh", "-c", "run-parts /etc/cron.hourly")
+        + forks(10, 15) + forks(15, 16) + runs(16, "/etc/init.d/S9x", "start")
+        + forks(10, 18) + forks(18, 19) + runs(19, "/bin/sh", "-c", "exec /usr/local/bin/by-cron")
+        + runs(19, "/usr/bin/sleep", "600")
+        + forks(10, 17) + runs(17, "/bin/bash", "-l", "-c", ":")
+        + line(17, 'openat(AT_FDCWD</root>, ".profile", O_RDONLY) = 3')
+    )  # fmt: skip
+
+    found = {item["pid"]: item["autostart"] for item in section["processes"]}
+    assert found == {
+        10: None,
+        11: None,
+        12: {"by": "cron", "restored": False},
+        13: {"by": "cron", "restored": True},
+        14: {"by": "cron", "restored": False},
+        20: {"by": "cron", "restored": True},
+        15: None,
+        16: {"by": "service", "restored": True},
+        17: {"by": "login", "restored": True},
+        18: None,
+        19: {"by": "service", "restored": True},
+    }
+    [root] = section["processtree"]
+    assert root["children"][1]["children"][0]["autostart"]["restored"] is True
+
+
+@pytest.mark.parametrize("noted", [b"", b"{", b'{"restored": 5}', b"[]"])
+def test_a_broken_note_of_a_restart_costs_the_marks_only(
+    folder: Path, parse: Parse, noted: bytes
+) -> None:
+    (folder / "reboot.json").write_bytes(noted)
+    section = parse(line(10, "fork() = 11"))
+    assert [item["autostart"] for item in section["processes"]] == [None, None]

@@ -11,6 +11,7 @@ from cuckoo_api.reporting.bounds import Notes, take
 from cuckoo_api.reporting.evidence import Evidence, Input
 from cuckoo_api.reporting.job import Job
 from cuckoo_api.reporting.processors.trace.activity import MAX_APIS, Activity, Process
+from cuckoo_api.reporting.processors.trace.autostart import mark_autostarts, restart_of
 from cuckoo_api.reporting.processors.trace.calls import MOVING, SENDING, Call, Interpreter
 from cuckoo_api.reporting.processors.trace.syntax import (
     CATEGORIES,
@@ -49,6 +50,8 @@ def run(evidence: Evidence, job: Job, notes: Notes) -> dict[str, Any]:
     except FileNotFoundError:
         if not logs:
             notes.add("behavior: the guest sent no trace")
+    if restart := restart_of(evidence):
+        mark_autostarts(activity, restart.restored)
     return activity.section()
 
 

@@ -42,6 +42,7 @@ CHAPTERS = (
     ("behaviour", "Files and more"),
     ("network", "Network"),
     ("dropped", "Dropped files"),
+    ("procmemory", "Process memory"),
     ("static", "Static analysis"),
     ("errors", "Errors"),
 )
@@ -89,6 +90,7 @@ class _Process(msgspec.Struct, frozen=True):
     process_name: str = ""
     command_line: str = ""
     first_seen: float = 0.0
+    autostart: dict[str, Any] | None = None
     ended: float | None = None
     exit_code: int | None = None
     children: list[_Process] = []
@@ -143,11 +145,18 @@ def _facts(request: Request, messages: list[str]) -> dict[str, Any]:
     behavior = msgspec.json.decode(part(request, "behavior"), type=_Behavior)
     target = msgspec.json.decode(part(request, "target"))
     screenshots = msgspec.json.decode(part(request, "screenshots"))
+    dumps = msgspec.json.decode(part(request, "procmemory"))
     style = (PAGE / "report.css").read_text("utf-8")
     processes = list(_flat(behavior.processtree))
     static = list(_leaves(msgspec.json.decode(part(request, "static"))))
     absent = {
-        name for name, shown in (("screenshots", screenshots), ("static", static)) if not shown
+        name
+        for name, shown in (
+            ("screenshots", screenshots),
+            ("procmemory", dumps),
+            ("static", static),
+        )
+        if not shown
     }
     return {
         "info": info(request),
@@ -156,6 +165,7 @@ def _facts(request: Request, messages: list[str]) -> dict[str, Any]:
         "file": target.get("file", {}),
         "signatures": msgspec.json.decode(part(request, "signatures")),
         "screenshots": screenshots,
+        "dumps": dumps,
         "processes": processes,
         "began": min((process.first_seen for _, process in processes), default=0.0),
         "timeline": behavior.timeline,

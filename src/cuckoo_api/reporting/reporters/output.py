@@ -11,8 +11,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from cuckoo_api.reporting.evidence import Evidence
 from cuckoo_api.reporting.job import Request
 from cuckoo_api.reporting.parts import Parts
+from cuckoo_api.reporting.processors.trace.autostart import restart_of
 from cuckoo_api.reporting.sections import SIGNATURES, empty
 from cuckoo_api.reporting.signatures import Fired, score, scoring
 
@@ -28,7 +30,9 @@ def info(request: Request) -> dict[str, Any]:
         found = msgspec.json.decode(part(request, SIGNATURES), type=list[Fired])
     except msgspec.MsgspecError:
         found = []
+    restart = restart_of(Evidence(Path(request.folder), request.size_limit))
     return request.job.info | {
+        "restart": msgspec.to_builtins(restart) if restart is not None else None,
         "score": score(item.severity for item in found),
         "scoring": scoring(found),
     }

@@ -20,6 +20,9 @@ class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
     ppid: int = 0
     process_name: str = ""
     process_path: str = ""
+    command_line: str = ""
+    autostart: dict[str, Any] | None = None
+    """After a restart: ``by`` what it was started, and whether it was ``restored``."""
     summary: dict[str, list[Any]] = {}
 
 
@@ -139,6 +142,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         if not any(api in counts for counts in self.behavior.apistats.values() for api in apis):
             return
         for process in self.behavior.calling:
+            if str(process.pid) not in self.behavior.apistats:
+                continue  # it was left out
             who = Observation("", process.pid, process.process_name)
             yield from ((call, who) for call in process.calls if call.api in apis)
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from cuckoo_api.reporting.signatures.base import (
     Facts,
     Mark,
+    Observation,
     PlantedFile,
+    Signature,
     mark,
     program,
 )
@@ -111,3 +113,19 @@ class PersistenceUser(PlantedFile):
         for seen in facts.seen("command_line"):
             if self._tool.search(seen.path):
                 yield mark("cmdline", seen.path, seen)
+
+
+class StartedByItself(Signature):
+    name = "started_by_itself"
+    description = "After a restart, what the sample had planted started by itself"
+    severity = 3
+    ttp = ("T1547",)
+
+    def marks(self, facts: Facts) -> Iterator[Mark]:
+        for process in facts.behavior.generic:
+            if process.autostart and process.autostart.get("restored"):
+                line = process.command_line or process.process_path
+                who = Observation(line, process.pid, process.process_name)
+                yield mark("process", line, who) | {
+                    "description": f"started by {process.autostart.get('by')}"
+                }

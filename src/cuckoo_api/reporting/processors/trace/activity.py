@@ -53,6 +53,8 @@ class Process:
     cwd: str = ""
     unplaced: list[str] | None = None
     """The words of a command that ran before it was known in which folder."""
+    autostart: dict[str, Any] | None = None
+    """After a restart: what started it, and whether it is the sample's; None for all else."""
     ended: float | None = None
     """None while it runs."""
     exit_code: int | None = None
@@ -234,7 +236,6 @@ class Activity:
         nodes: dict[int, tuple[list[dict[str, Any]], int]] = {}
         for process in self.processes:
             node = _head(process) | {
-                "command_line": process.command_line,
                 "ended": process.ended,
                 "exit_code": process.exit_code,
                 "track": True,
@@ -260,14 +261,15 @@ def _head(process: Process) -> dict[str, Any]:
         "ppid": process.ppid,
         "process_name": process.name,
         "process_path": process.path,
+        "command_line": process.command_line,
         "first_seen": process.first_seen,
+        "autostart": process.autostart,
     }
 
 
 def _process(process: Process) -> dict[str, Any]:
     return _head(process) | {
         "type": "process",
-        "command_line": process.command_line,
         "ended": process.ended,
         "exit_code": process.exit_code,
         "calls": process.calls,

@@ -30,7 +30,7 @@ _MODE = re.compile(rb", (0[0-7]{0,6})(?:, [A-Z0-9_|]+)?$")
 _OWNER = re.compile(rb", (-?[0-9]{1,10}), (-?[0-9]{1,10})(?:, [A-Z0-9_|]+)?$")
 _ABSTRACT = re.compile(rb"sun_path=@" + TEXT)
 _LOCK = re.compile(r"\.(?:lock|lck|pid)$|^/(?:var|run)/lock/")
-_INTERPRETER = re.compile(r"(?:ba|da|a|k|z)?sh|(?:python|perl|ruby|lua|php|node|tclsh)[0-9.]*")
+INTERPRETER = re.compile(r"(?:ba|da|a|k|z)?sh|(?:python|perl|ruby|lua|php|node|tclsh)[0-9.]*")
 _QUIET = ("/dev/null", "/dev/tty", "/dev/pts/", "/dev/zero", "/dev/urandom", "/dev/random")
 
 
@@ -225,7 +225,7 @@ class Interpreter:
 
     def _script(self, process: Process, words: list[str]) -> str:
         """The file that a command gives to an interpreter; empty when there is none."""
-        if not _INTERPRETER.fullmatch(process.name):
+        if not INTERPRETER.fullmatch(process.name):
             return ""
         for word in words[1:]:
             if word.startswith("-c"):

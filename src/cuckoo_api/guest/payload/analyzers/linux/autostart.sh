@@ -1,6 +1,6 @@
 #!/bin/sh
 # Starts again what starts by itself, so that a reboot analysis records it from the first moment:
-# cron with its @reboot jobs, start scripts, and a login.
+# cron with its @reboot jobs, start scripts, what init was told to run besides its own, and a login.
 # The agent may be there before init has come to cron: two of them would fight for its lock.
 tries=0
 until [ -s /run/crond.pid ] || [ "$tries" -ge 50 ]; do
@@ -13,6 +13,11 @@ rm -f /run/crond.pid /run/crond.reboot
 for script in /etc/rc.local /etc/init.d/S*; do
     [ -x "$script" ] && "$script" start </dev/null &
 done
+sed -n 's/^[^:#]*:[^:]*:\(once\|respawn\|sysinit\|wait\):-*//p' /etc/inittab 2>/dev/null |
+    grep -v -e /etc/init.d/rcS -e /usr/lib/guest-agent/ -e 'cron -f' -e getty |
+    while read -r line; do
+        sh -c "exec $line" </dev/null &
+    done
 cron -f &
 cd "$HOME" && "$SHELL" -l -c : </dev/null
 wait
