@@ -9,6 +9,8 @@ from pathlib import Path
 
 from netkit import PROVIDER, Lab, until
 
+OPENVPN_EXIT, WIREGUARD_EXIT = "203.0.113.1", "203.0.113.2"
+"""From where the web sees what went by each."""
 OPENVPN_PEER, WIREGUARD_PEER = "10.8.0.1", "10.9.0.1"
 SERVER = """\
 dev tun0
@@ -129,7 +131,7 @@ class WireGuard:
         self.server = self._start("provider", self._far)
         self._set("provider", self._far, "server", "client", "10.9.0.2/32", "listen-port", "51820")
         self._up("provider", self._far, "10.9.0.1/24")
-        masquerade(self._lab, "10.9.0.0/24")
+        masquerade(self._lab, "10.9.0.0/24", WIREGUARD_EXIT)
 
     def start_client(self) -> None:
         self.client = self._start("host", self.interface)
@@ -166,11 +168,15 @@ class WireGuard:
         self._lab.run(namespace, "ip", "link", "set", interface, "up")
 
 
-def masquerade(lab: Lab, network: str) -> None:
-    """Let the provider send what came by a tunnel as its own."""
+def masquerade(lab: Lab, network: str, source: str = "") -> None:
+    """Let the provider send what came by a tunnel as its own, from its first address or another."""
+    act = "masquerade"
+    if source:
+        lab.run("provider", "ip", "address", "add", f"{source}/24", "dev", "out")
+        act = f"snat to {source}"
     name = "from" + "".join(c if c.isalnum() else "_" for c in network)
     chain = (
         f"chain out {{ type nat hook postrouting priority srcnat; "
-        f'ip saddr {network} oifname "out" masquerade; '
+        f'ip saddr {network} oifname "out" {act}; '
     )
     lab.run("provider", "nft", "-f", "-", stdin=f"table ip {name} {{ {chain} }}\n}}\n")

@@ -93,7 +93,8 @@ class Kernel:
                     table=table, priority=FIRST_RULE, protocol=OURS,
                 )
             )  # fmt: skip
-        for name in filter(None, (grant.interface, way.interface)):
+        back = way.interface or (await _way_to(way.server) if way.server else "")
+        for name in filter(None, (grant.interface, back)):
             self._set(SYSCTL / name / "forwarding", "1")
         if way.interface:
             # answers come by an interface that the host itself would not take
@@ -203,6 +204,17 @@ def table_number(text: str, index: int) -> int:
 async def _netlink() -> AsyncIterator[AsyncIPRoute]:
     async with AsyncIPRoute() as link:
         yield link
+
+
+async def _way_to(address: str) -> str:
+    """The interface by which the host itself gets there; the loopback for its own addresses."""
+    async with _netlink() as link:
+        try:
+            [route] = await link.route("get", family=IPV4, dst=address)
+            [found] = [x async for x in await link.get_links(route.get("oif"))]
+        except (NetlinkError, ValueError) as exc:
+            raise KernelRefused(f"there is no way to {address}: {exc}") from exc
+        return str(found.get("ifname"))
 
 
 async def _change(order: Any, *, gone: bool = False) -> None:
