@@ -1,6 +1,6 @@
 """Speed and memory, as ratios: ``tox -e bench``.
 
-    python -m tests.bench [start] [lease] [pool] [memory] [crowd] [throughput] [reading]
+    python -m tests.bench [start] [lease] [pool] [memory] [crowd] [throughput] [reading] [typical]
 
 Whatever is compared is measured in turns in the same run, and the median round counts: the order
 of two runs on a busy machine is worth more than their code. Exit code 1 when a target is missed.
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import crowd, lease, memory, pool, reading, start, throughput
+from . import crowd, lease, memory, pool, reading, start, throughput, typical
 from .figure import Figure
 
 BENCHES = {
@@ -30,6 +30,7 @@ BENCHES = {
     "crowd": crowd.measure,
     "throughput": throughput.measure,
     "reading": reading.measure,
+    "typical": typical.measure,
 }
 
 

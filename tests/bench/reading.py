@@ -41,8 +41,8 @@ def measure(folder: Path) -> list[Figure]:
     """Each in a process of its own, as in the report's worker."""
     figures: list[Figure] = []
     for step, name, write in (
-        ("behavior", "logs/trace.strace", _trace),
-        ("network", "dump.pcap", _capture),
+        ("behavior", "logs/trace.strace", write_trace),
+        ("network", "dump.pcap", write_capture),
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _, small = _read(step, folder, name, write, SMALL)
@@ -78,7 +78,7 @@ def _read(
     return float(seconds), float(peak)
 
 
-def _trace(file: BinaryIO, size: int) -> None:
+def write_trace(file: BinaryIO, size: int) -> None:
     """Seven processes that look at the same 3000 files again and again, and at new ones too."""
     numbers = itertools.count()
     written = 0
@@ -93,7 +93,7 @@ def _trace(file: BinaryIO, size: int) -> None:
         written += file.write("".join(lines).encode())
 
 
-def _capture(file: BinaryIO, size: int) -> None:
+def write_capture(file: BinaryIO, size: int) -> None:
     """Downloads of 64 KiB, each over a connection of its own, in segments as of a real network."""
     writer = dpkt.pcap.Writer(file)
     number = 0

@@ -62,8 +62,8 @@ def judged(tmp_path: Path, job: Job, notes: Notes, **sections: Any) -> list[dict
     for name, section in sections.items():
         parts.keep(name, section)
     request = Request(
-        folder=str(tmp_path), sections=str(folder), job=job, steps=[], messages=[], cwd=str(tmp_path),
-        parent=0, size_limit=1, seconds=60, memory=1, cpu=1,
+        folder=str(tmp_path), sections=str(folder), job=job, steps=[], messages=[],
+        cwd=str(tmp_path), parent=0, size_limit=1, seconds=60, memory=1, cpu=1,
     )  # fmt: skip
     judge(request, parts, notes)
     made: list[dict[str, Any]] = parts.read("signatures")
