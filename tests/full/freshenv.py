@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -28,8 +29,8 @@ class FreshEnvironment:
         run(base, "-m", "venv", "--without-pip", str(folder))
         shared = folder / "shared"
         shared.mkdir()
-        for name in _needed():
-            _link(distribution(name), shared)
+        for name in needed([*declared(ROOT, "testing"), *BUILDER]):
+            link(distribution(name), shared)
         [site] = folder.glob("lib/python*/site-packages")
         (site / "shared.pth").write_text(f"{shared}\n")
 
@@ -46,11 +47,18 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def _needed() -> set[str]:
-    """What the server and its extra ``testing`` depend on, directly or not, and the builder."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extra = project["optional-dependencies"]["testing"]
-    waiting = [Requirement(line) for line in (*project["dependencies"], *extra, *BUILDER)]
+def declared(package: Path, *extras: str) -> list[str]:
+    """What the package in this folder says that it depends on."""
+    project = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines: list[str] = list(project["dependencies"])
+    for extra in extras:
+        lines += project["optional-dependencies"][extra]
+    return lines
+
+
+def needed(lines: Iterable[str]) -> set[str]:
+    """The distributions that these requirements come to, directly or not."""
+    waiting = [Requirement(line) for line in lines]
     seen: dict[str, set[str]] = {}
     while waiting:
         wanted = waiting.pop()
@@ -59,14 +67,14 @@ def _needed() -> set[str]:
             continue
         extras |= {"", *wanted.extras}
         waiting += [
-            needed
-            for needed in map(Requirement, distribution(wanted.name).requires or ())
-            if needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in extras)
+            more
+            for more in map(Requirement, distribution(wanted.name).requires or ())
+            if more.marker is None or any(more.marker.evaluate({"extra": e}) for e in extras)
         ]
     return set(seen)
 
 
-def _link(package: Distribution, folder: Path) -> None:
+def link(package: Distribution, folder: Path) -> None:
     tops = {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}
     """Bring a package in. No symbolic links: a worker process may follow none out of here."""
     for top in tops:
