@@ -75,8 +75,8 @@ def needed(lines: Iterable[str]) -> set[str]:
 
 
 def link(package: Distribution, folder: Path) -> None:
-    tops = {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}
     """Bring a package in. No symbolic links: a worker process may follow none out of here."""
+    tops = {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}
     for top in tops:
         source, target = Path(str(package.locate_file(top))), folder / top
         if source.is_dir():
