@@ -8,11 +8,11 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -23,7 +23,7 @@ from cuckoo_api.model.task import Task
 from cuckoo_api.reporting.child import ENVIRONMENT, end, ending, tail
 from cuckoo_api.reporting.extension import FORMAT, extensions, format_path
 from cuckoo_api.reporting.job import MAX_MESSAGE, MAX_MESSAGES, Job, Reply, Request
-from cuckoo_api.reporting.sections import HTML, REPORT
+from cuckoo_api.reporting.sections import HTML, REPORT, YARA
 from cuckoo_api.settings import ProcessingSection
 
 log = structlog.get_logger()
@@ -31,6 +31,10 @@ log = structlog.get_logger()
 WORKER = (sys.executable, "-I", "-m", "cuckoo_api.reporting.worker")
 MAX_REPLY = 1 << 20
 _PREFIX = ".sections-"
+NETWORK = "network"
+CAPTURE = "dump.pcap"
+LARGE = 4 << 20
+"""Bytes of a capture that is read beside all else, by a worker of its own."""
 
 
 class ProcessingFailed(CuckooError):
@@ -88,9 +92,9 @@ async def make_report(
     even come to that.
     """
     sections = await asyncio.to_thread(_prepare, folder)
-    try:
-        own = await asyncio.to_thread(extensions)
-        progress = _Progress([step for step in own.steps if html or step != HTML])
+    own = await asyncio.to_thread(extensions)
+
+    async def work(progress: _Progress) -> None:
         while progress.steps:
             request = Request(
                 folder=str(folder.absolute()),
@@ -112,6 +116,12 @@ async def make_report(
                     "report.step_lost", task_id=task.id, step=progress.steps[0], reason=reason
                 )
                 progress.lost(reason)
+
+    try:
+        progress = _Progress([step for step in own.steps if html or step != HTML])
+        if await asyncio.to_thread(_is_large, folder):
+            progress = await _side_by_side(progress, work)
+        await work(progress)
     finally:
         await asyncio.to_thread(_sweep, folder / "reports")
     if not html or any(error.startswith(f"{HTML}: ") for error in progress.errors):
@@ -125,6 +135,32 @@ async def make_report(
         fault = ReportingFailed if progress.done else ProcessingFailed
         raise fault(f"No report was written. {failed[0]}")
     return progress.errors
+
+
+async def _side_by_side(
+    progress: _Progress, work: Callable[[_Progress], Coroutine[Any, Any, None]]
+) -> _Progress:
+    """Make the parts with two workers at once; what is left to do then."""
+    at = progress.steps.index(YARA)
+    aside = _Progress([NETWORK])
+    early = _Progress([step for step in progress.steps[:at] if step != NETWORK])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work(early))
+        group.create_task(work(aside))
+    return _Progress(
+        progress.steps[at:],
+        done=early.done + aside.done,
+        errors=early.errors + aside.errors,
+        messages=early.messages + aside.messages,
+    )
+
+
+def _is_large(folder: Path) -> bool:
+    """Whether reading the capture takes longer than starting another worker."""
+    try:
+        return (folder / CAPTURE).stat(follow_symlinks=False).st_size >= LARGE
+    except OSError:
+        return False
 
 
 async def _run(

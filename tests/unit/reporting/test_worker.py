@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from cuckoo_api.model.task import Task
+from cuckoo_api.reporting import service
+from cuckoo_api.reporting.job import Request
 from cuckoo_api.reporting.service import WORKER, make_report
 from cuckoo_api.settings import ProcessingSection
 
@@ -89,3 +91,29 @@ async def test_a_signature_that_ends_the_worker_leaves_those_of_the_package(
     ]
     [said] = [line for line in made["debug"]["errors"] if line.startswith("signatures: ")]
     assert said.startswith("signatures: the worker was ended by SIGABRT")
+
+
+async def test_a_large_capture_is_read_beside_all_else(
+    folder: Path, sample: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample(b"#!/bin/sh\necho hello\n")
+    (folder / "dump.pcap").write_bytes(b"no capture")
+    alone = await report(folder, tmp_path)
+    asked: list[list[str]] = []
+    run = service._run
+
+    async def listening(worker: Sequence[str], request: Request, *rest: Any) -> str | None:
+        asked.append(request.steps)
+        return await run(worker, request, *rest)
+
+    monkeypatch.setattr(service, "_run", listening)
+    monkeypatch.setattr(service, "LARGE", 10)
+
+    assert await report(folder, tmp_path) == alone
+
+    parts, network, rest = asked
+    assert network == ["network"]
+    assert "behavior" in parts
+    assert "network" not in parts
+    assert rest == ["yara", "signatures", "html", "report"]
+    assert any("dump.pcap" in error or "network" in error for error in alone["debug"]["errors"])

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from cuckoo_api.reporting.bounds import Notes, take
 from cuckoo_api.reporting.evidence import Evidence, Input
 from cuckoo_api.reporting.job import Job
@@ -30,6 +32,8 @@ MAX_LINE = 64 << 10
 MAX_UNFINISHED = 4_096
 MAX_KNOWN = 50_000
 MAX_LOGS = 500
+MAX_ARGUMENTS = 5_000
+MAX_REMEMBERED = 1_024
 
 _LOG = re.compile(r"[0-9]{1,10}\.bson", re.ASCII)
 
@@ -99,6 +103,8 @@ class TraceReader:
         """Whose lines they were, and of which call: such a line again is counted and no more."""
         self._unfinished: dict[int, bytes] = {}
         self._garbled = 0
+        self._arguments: dict[tuple[bytes, bytes], msgspec.Raw] = {}
+        """As JSON, by call and text: programs that start open the same files, one by one."""
 
     def feed(self, block: bytes) -> None:
         """Take whole lines."""
@@ -138,11 +144,35 @@ class TraceReader:
             self._activity.now = float(seen)
             handler(Call(process, self._activity.now, text, result, path))
         if process.room and self._activity.room:
-            self._activity.keep_call(process, _call(tid, match, error))
+            self._activity.keep_call(process, self._call(tid, match, error))
         if api in MOVING or len(self._known) >= MAX_KNOWN:
             self._known.clear()
         elif key is not None and api in apis and api not in SENDING:
             self._known[key] = (process, api)
+
+    def _call(self, tid: int, match: re.Match[bytes], error: bytes | None) -> dict[str, Any]:
+        """A call as the report shows it."""
+        _, seen, name, text, result, *_ = match.groups()
+        api = name.decode("ascii")
+        shown = self._arguments.get((name, text))
+        if shown is None:
+            shown = msgspec.Raw(msgspec.json.encode(arguments(api, text)))
+            if len(self._arguments) >= MAX_ARGUMENTS:
+                self._arguments.clear()
+            if len(text) <= MAX_REMEMBERED:
+                self._arguments[name, text] = shown
+        call: dict[str, Any] = {
+            "category": CATEGORIES.get(api, "misc"),
+            "api": api,
+            "status": 0 if result.startswith(b"-") else 1,
+            "return_value": None if result == b"?" else int(result, 16 if b"x" in result else 10),
+            "arguments": shown,
+            "time": float(seen),
+            "tid": tid,
+        }
+        if error is not None:
+            call["errno"] = error.decode("ascii")
+        return call
 
     def _odd_line(self, match: re.Match[bytes] | None) -> None:
         """A line that is no completed call: half of one, an end, a signal."""
@@ -173,24 +203,6 @@ class TraceReader:
         self._unfinished.pop(tid, None)
         self._known.clear()  # the number may be another's next
         self._activity.ended(tid, self._activity.process(tid, seen), code, float(seen))
-
-
-def _call(tid: int, match: re.Match[bytes], error: bytes | None) -> dict[str, Any]:
-    """A call as the report shows it."""
-    api = match[3].decode("ascii")
-    result = match[5]
-    call: dict[str, Any] = {
-        "category": CATEGORIES.get(api, "misc"),
-        "api": api,
-        "status": 0 if result.startswith(b"-") else 1,
-        "return_value": None if result == b"?" else int(result, 16 if b"x" in result else 10),
-        "arguments": arguments(api, match[4]),
-        "time": float(match[2]),
-        "tid": tid,
-    }
-    if error is not None:
-        call["errno"] = error.decode("ascii")
-    return call
 
 
 def _signal_number(name: bytes) -> int:
