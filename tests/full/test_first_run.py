@@ -33,7 +33,9 @@ def test_the_demo_shows_what_the_sample_did(
         "updates.demo.test -> 192.168.55.1",
         "GET http://updates.demo.test/payload -> 200",
         "Screenshots: ",
+        "Dumps of processes: ",
         "/tasks/report/1",
+        "storage/analyses/1/reports/report.html",
     ):
         assert words in first.stdout
     begin = time.monotonic()

@@ -41,6 +41,9 @@ async def demo(arguments: argparse.Namespace, cwd: Path | None) -> int:
             console.print(f"The server runs at {url}; submitting {path.name}.", highlight=False)
             task = await _analyse(client, path, arguments.timeout)
             await show_result(client, task, as_json=False)
+    page = cwd / "storage" / "analyses" / str(task["id"]) / "reports" / "report.html"
+    if page.exists():
+        console.print(f"As a page: {page}", highlight=False, soft_wrap=True)
     console.print(
         f"Stopped. Everything is kept under {cwd}; to look around: "
         f"cuckoo --cwd {cwd} api",
@@ -68,7 +71,9 @@ def _sample(given: Path | None) -> Iterator[Path]:
 
 
 async def _analyse(client: Client, sample: Path, timeout: int) -> dict[str, Any]:
-    task_id = await submit_one(client, str(sample), {"timeout": str(timeout)})
+    task_id = await submit_one(
+        client, str(sample), {"timeout": str(timeout), "options": "procmemdump=yes"}
+    )
     return await follow(client, task_id)
 
 

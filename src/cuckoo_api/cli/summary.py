@@ -38,6 +38,8 @@ def print_summary(console: Console, report: Mapping[str, Any]) -> None:
         (f"{d.filepath}  {d.size} bytes, {d.type}" for d in summary.dropped),
     )
     console.print(text(f"Screenshots: {summary.screenshots}"))
+    if summary.dumps:
+        console.print(text(f"Dumps of processes: {summary.dumps}"))
     _block(console, "Errors", summary.errors)
 
 

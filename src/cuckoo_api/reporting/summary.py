@@ -59,6 +59,8 @@ class Summary:
     """``METHOD uri -> status``."""
     hosts: tuple[str, ...]
     screenshots: int
+    dumps: int
+    """Of the memory of processes."""
     dropped: tuple[DroppedLine, ...]
     errors: tuple[str, ...]
 
@@ -79,6 +81,7 @@ def summarise(report: Mapping[str, Any]) -> Summary:
         http=tuple(_http(item) for item in _mappings(network.get("http"))),
         hosts=_texts(network.get("hosts")),
         screenshots=len(_list(report.get("screenshots"))),
+        dumps=len(_list(report.get("procmemory"))),
         dropped=tuple(_dropped(item) for item in _mappings(report.get("dropped"))),
         errors=_texts(_mapping(report.get("debug")).get("errors")),
     )
