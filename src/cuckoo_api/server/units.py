@@ -20,11 +20,11 @@ UNITS = (
     "cuckoo-backup.timer",
 )
 FILES = {
-    **{f"etc/systemd/system/{name}": name for name in UNITS},
+    **{f"usr/local/lib/systemd/system/{name}": name for name in UNITS},
     "etc/sysusers.d/cuckoo.conf": "sysusers.d/cuckoo.conf",
     "etc/tmpfiles.d/cuckoo.conf": "tmpfiles.d/cuckoo.conf",
 }
-"""Where each file belongs, below /."""
+"""Where each file belongs, below /. /etc/systemd/system has an operator's changes, which stay."""
 
 PROGRAM, CWD, USER = "/opt/cuckoo/bin/cuckoo", "/var/lib/cuckoo", "cuckoo"
 """What stands in the files as they are shipped."""

@@ -18,7 +18,7 @@ from cuckoo_api.settings import ApiSection, Settings
 
 pytestmark = pytest.mark.slow
 
-SYSTEM = "etc/systemd/system"
+SYSTEM = "usr/local/lib/systemd/system"
 EXPOSURE = {
     "cuckoo-api.service": 2.0,
     "cuckoo-engine.service": 2.2,
