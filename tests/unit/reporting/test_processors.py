@@ -16,6 +16,7 @@ import ssdeep
 import tlsh
 
 from cuckoo_api.model.sample import Sample
+from cuckoo_api.reporting import evidence as evidence_module
 from cuckoo_api.reporting import urls
 from cuckoo_api.reporting.bounds import Notes
 from cuckoo_api.reporting.evidence import Evidence, NotRegular
@@ -266,6 +267,22 @@ def test_a_dump_shows_its_regions(folder: Path, evidence: Evidence, job: Job, no
             "path": "/usr/bin/evil",
         }
     ]
+
+
+def test_addresses_in_files_that_were_mapped_are_no_news(
+    folder: Path, evidence: Evidence, job: Job, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence_module, "CHUNK", 1000)  # the ends of chunks lie anywhere
+    core = bytearray(_core(3))
+    core[4096 + 900 : 4096 + 1300] = b"http://in.the.file.test/x ".ljust(400, b"\0")
+    core += b"\0" * 950 + b"http://in.memory.test/" + bytes(200)
+    (folder / "memory" / "5-1.dmp").write_bytes(core)
+    [dump] = procmemory.run(evidence, job, notes)
+    assert dump["urls"] == ["http://in.memory.test/"]
+    # the same without its table is read whole
+    (folder / "memory" / "5-1.dmp").write_bytes(b"x" + core[1:])
+    [dump] = procmemory.run(evidence, job, notes)
+    assert dump["urls"] == ["http://in.the.file.test/x", "http://in.memory.test/"]
 
 
 @pytest.mark.parametrize(

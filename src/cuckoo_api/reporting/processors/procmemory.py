@@ -27,7 +27,7 @@ def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
             with evidence.open(f"memory/{match[0]}") as source:
                 size, ranges = source.size, regions(source)
                 source.rewind()
-                urls = _urls(source)
+                urls = _urls(source, _of_files(ranges))
         except OSError:
             continue  # it was a file a moment ago and is none now
         entries.append(
@@ -51,9 +51,26 @@ def _program(origin: Origin | None) -> str:
     return clip(origin.filepath or "", MAX_PATH) if origin is not None else ""
 
 
-def _urls(source: Input) -> list[str]:
+def _of_files(ranges: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Where the dump holds what a file holds as well, from byte to byte: nobody wrote to it."""
+    return sorted(
+        (item["offset"], item["offset"] + item["kept"])
+        for item in ranges
+        if item["path"].startswith("/") and "w" not in item["protect"]
+    )
+
+
+def _urls(source: Input, without: list[tuple[int, int]]) -> list[str]:
+    """The addresses in memory: those in the programs of the guest itself would hide them."""
     finder = UrlFinder()
+    at = 0
     for chunk in source.chunks():
-        finder.feed(chunk)
+        begin, end = at, at + len(chunk)
+        for first, last in without:
+            if begin < last and first < end:
+                finder.feed(chunk[max(0, begin - at) : max(0, first - at)] + b"\0")
+                begin = max(begin, last)
+        finder.feed(chunk[max(0, begin - at) :])
+        at = end
     finder.finish()
     return finder.urls
