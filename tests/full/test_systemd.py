@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import time
@@ -16,6 +17,7 @@ from probekit import PATIENCE, Probe
 
 PAGE = "docs/deployment.md"
 CWD = Path("var/lib/cuckoo")
+CUCKOO = "/usr/local/bin/cuckoo"
 SHOWN = ("active\nactive\nactive\n", '"command_line":"uname -a"', "is as it was on")
 ONE_PROCESS = ("api --drain", "Service=cuckoo-engine.service", "systemctl mask cuckoo-api")
 """What the last steps are about."""
@@ -67,6 +69,7 @@ def test_the_page_leads_to_a_service_that_is_hardened_and_watched(
             assert int(status(host, "cuckoo-rooter")["CapEff"], 16) == 1 << 12  # CAP_NET_ADMIN
             assert "cuckoo_rooter" in host.run("nft", "list", "tables")
             a_restart_fails_no_request(host)
+            an_analysis_outlives_restarts(host)
             what_hangs_is_started_anew(host)
             a_faulty_configuration_is_said_by_a_reload(host)
             for step, word in zip(todo[-len(ONE_PROCESS) :], ONE_PROCESS, strict=True):
@@ -76,6 +79,10 @@ def test_the_page_leads_to_a_service_that_is_hardened_and_watched(
             assert host.run("systemctl", "is-active", "cuckoo-api", check=False) == "inactive\n"
         assert host.run("systemctl", "--failed", "--no-legend") == ""
     assert namespace.pids() == []
+
+
+def journal(host: Host, unit: str) -> str:
+    return host.run("journalctl", "--output=cat", f"--unit={unit}")
 
 
 def pid_of(host: Host, unit: str) -> str:
@@ -109,6 +116,18 @@ def a_restart_fails_no_request(host: Host) -> None:
     assert [set(probe.answers) for probe in probes] == [{"200"}, {"200"}]
 
 
+def an_analysis_outlives_restarts(host: Host) -> None:
+    """The API's, which it does not notice, and the engine's, which waits for it."""
+    (host.root / "tmp/slow.sh").write_text("#!/bin/sh\nsleep 8\n")
+    host.run(CUCKOO, "submit", "/tmp/slow.sh")
+    until(lambda: '"analysis.started","task_id":2' in journal(host, "cuckoo-engine"))
+    host.run("systemctl", "restart", "cuckoo-api")
+    host.run("systemctl", "restart", "cuckoo-engine")
+    task = json.loads(host.run(CUCKOO, "view", "2", "--json"))
+    assert (task["status"], task["errors"]) == ("reported", [])
+    assert journal(host, "cuckoo-engine").count('"analysis.begins","task_id":2') == 1
+
+
 def what_hangs_is_started_anew(host: Host) -> None:
     changed = host.root / "etc/systemd/system/cuckoo-api.service.d/quick.conf"
     changed.parent.mkdir()
@@ -119,7 +138,7 @@ def what_hangs_is_started_anew(host: Host) -> None:
     host.run("kill", "-STOP", before)
     until(lambda: pid_of(host, "cuckoo-api") not in ("0", before))
     until(lambda: host.run("systemctl", "is-active", "cuckoo-api", check=False) == "active\n")
-    assert "Watchdog timeout" in host.run("journalctl", "--unit=cuckoo-api")
+    assert "Watchdog timeout" in journal(host, "cuckoo-api")
 
 
 def a_faulty_configuration_is_said_by_a_reload(host: Host) -> None:
@@ -127,7 +146,7 @@ def a_faulty_configuration_is_said_by_a_reload(host: Host) -> None:
     good = path.read_text()
     path.write_text(good.replace("freespace = 1024", "freespace = plenty"))
     assert host.run("systemctl", "reload", "cuckoo-engine", check=False) == ""
-    assert "[cuckoo] freespace: 'plenty'" in host.run("journalctl", "--unit=cuckoo-engine")
+    assert "[cuckoo] freespace: 'plenty'" in journal(host, "cuckoo-engine")
     assert host.run("systemctl", "is-active", "cuckoo-engine") == "active\n"
     path.write_text(good)
     host.run("systemctl", "reload", "cuckoo-engine")
