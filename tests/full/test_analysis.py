@@ -310,3 +310,79 @@ async def test_what_was_in_memory_only_is_found_and_served(site: Site, tmp_path:
         b"MEMORY-ONLY-WORDS-of-the-one-that-ended",
         b"MEMORY-ONLY-WORDS-of-the-one-that-stayed",
     }
+
+
+TALKS = b"""#!/usr/bin/env python3
+import fcntl, os, signal, socket, ssl, struct, subprocess
+here = "192.168.55.1"
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.sendto(b"beacon", (here, 9999))
+body = struct.pack("!HH", 7, 1) + b"ping from the sample"
+words = struct.unpack("!%dH" % ((len(body) + 4) // 2), b"\\x08\\0\\0\\0" + body)
+total = sum(words)
+total = (total >> 16) + (total & 0xFFFF)
+check = ~(total + (total >> 16)) & 0xFFFF
+ping = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+ping.sendto(struct.pack("!BBH", 8, 0, check) + body, (here, 0))
+try:
+    raw = socket.create_connection((here, 80), 10)
+    ssl.create_default_context().wrap_socket(raw, server_hostname="c2.tls.test")
+except (OSError, ssl.SSLError) as error:
+    print(type(error).__name__)
+lock = open("/run/lock/only-one", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+name = socket.socket(socket.AF_UNIX)
+name.bind(b"\\0one-of-a-kind")
+port = socket.socket()
+port.bind(("0.0.0.0", 4444))
+port.listen()
+os.mkdir("/tmp/made")
+open("/tmp/moving", "w").close()
+os.rename("/tmp/moving", "/tmp/made/moved")
+os.symlink("/etc/passwd", "/tmp/made/link")
+os.chmod("/tmp/made/moved", 0o4755)
+open("/etc/hostname").read()
+subprocess.run(["sh", "-c", "exit 3"])
+if os.fork() == 0:
+    os.kill(os.getpid(), signal.SIGSEGV)
+os.wait()
+print("said on the screen")
+"""
+
+
+async def test_every_section_shows_what_a_sample_did_in_the_guest(site: Site) -> None:
+    report = await site.analyse(TALKS, "talks.py", timeout=40)
+    behavior, network = report["behavior"], report["network"]
+    summary = behavior["summary"]
+    assert "/run/lock/only-one" in summary["mutex"]
+    assert "@one-of-a-kind" in summary["mutex"]
+    assert "0.0.0.0:4444" in summary["listens_on"]
+    assert "192.168.55.1:80" in summary["connects_host"]
+    assert "/tmp/made" in summary["directory_created"]
+    assert ["/tmp/moving", "/tmp/made/moved"] in summary["file_moved"]
+    assert "/tmp/made/link -> /etc/passwd" in summary["file_linked"]
+    assert "04755 /tmp/made/moved" in summary["permissions_changed"]
+    assert "/etc/hostname" in summary["file_read"]
+    codes = {p["command_line"]: p["exit_code"] for p in behavior["processes"]}
+    assert codes["sh -c 'exit 3'"] == 3
+    assert -11 in [p["exit_code"] for p in behavior["processes"]]
+    root = behavior["processes"][0]
+    call = next(c for c in root["calls"] if c["api"] in ("symlink", "symlinkat"))
+    assert (call["category"], call["status"], call["return_value"]) == ("file", 1, 0)
+    assert call["arguments"]["target"] == "/etc/passwd"
+    assert behavior["apistats"][str(root["pid"])]["connect"] >= 1
+    assert {(u["dst"], u["dport"]) for u in network["udp"]} >= {("192.168.55.1", 9999)}
+    pings = [p for p in network["icmp"] if p["type"] == 8]
+    assert [(p["dst"], p["packets"]) for p in pings] == [("192.168.55.1", 1)]
+    [hello] = network["tls"]
+    assert (hello["sni"], hello["dport"], hello["chosen"]) == ("c2.tls.test", 80, None)
+    assert len(hello["ja3"]) == 32
+    assert hello["ja4"].startswith("t13d")
+    capture = (site.folder(report["info"]["id"]) / "dump.pcap").read_bytes()
+    assert network["pcap_sha256"] == hashlib.sha256(capture).hexdigest()
+    assert "one-of-a-kind" in "".join(report["strings"])
+    assert report["static"]["script"]["language"] == "python"
+    assert report["screenshots"]
+    assert {"setuid_file"} <= {signature["name"] for signature in report["signatures"]}
+    assert report["metadata"]["output"]["trace"]["size"] > 0
+    assert any("Started" in line for line in report["debug"]["log"])
