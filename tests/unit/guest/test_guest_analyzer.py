@@ -216,7 +216,7 @@ async def test_memory_of_what_lives_to_the_end_is_dumped(
     source = "#!/bin/sh\necho started > made\nwait_for=$(printf '%s-%s' WORDS FROM-MEMORY)\n"
     source += "exec 3<> fifo; read line <&3\n"
     outcome = await guest.run(
-        "#!/bin/sh\nmkfifo fifo\n" + source, timeout=1, options={"procmemdump": "1"}
+        "#!/bin/sh\nmkfifo fifo\n" + source, timeout=2, options={"procmemdump": "1"}
     )
     assert outcome.state == "complete"
     assert "Analysis timeout hit" in results.log.decode()
@@ -224,6 +224,35 @@ async def test_memory_of_what_lives_to_the_end_is_dumped(
     dump = results.file(f"memory/{survivor}-1.dmp")
     assert b"WORDS-FROM-MEMORY" in dump.content
     assert dump.pids == [survivor]
+
+
+def test_where_there_is_no_gate_the_sample_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exitgate = payload_module("exitgate")
+
+    def refused() -> int:
+        raise OSError("no such filter")
+
+    monkeypatch.setattr(exitgate, "_install", refused)
+    gate = exitgate.ExitGate(lambda pid: None)
+    assert gate.start(lambda: "begun") == "begun"
+    assert gate.fault == "no such filter"
+    gate.close()
+
+
+def test_each_end_is_looked_at_and_no_other_program_is_held() -> None:
+    exitgate = payload_module("exitgate")
+    seen: list[int] = []
+    gate = exitgate.ExitGate(seen.append)
+    command = ["sh", "-c", "sh -c 'exit 3'; exit 4"]
+    with gate.start(lambda: subprocess.Popen(command)) as process:
+        # not behind the gate: its end is nobody's business
+        assert subprocess.run(["sh", "-c", "exit 5"], check=False).returncode == 5
+        assert process.wait(10) == 4
+    gate.close()
+    assert len(seen) == 2
+    assert process.pid in seen
 
 
 def test_a_dump_is_cut_in_its_largest_region() -> None:

@@ -66,7 +66,7 @@ class ProcessMemory:
                 if parent == tracer and _program(pid) == _program(tracer):
                     return  # with these it tries out what the kernel can do
                 self._dump(pid)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # whatever it was, the process has to go on
                 self._log.warning("No memory of process %d: %s" % (thread, error))
 
     def finish(self) -> None:
