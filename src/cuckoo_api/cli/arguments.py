@@ -73,7 +73,18 @@ STATUSES = (
     "failed_reporting",
 )
 RIGHTS = ("read", "submit", "admin")
-FORMATS = ("json", "html", "all", "dropped", "package_files")
+
+
+class _Formats(tuple[str, ...]):
+    """Those of the core are proposed; packages on the server's side may bring others."""
+
+    __slots__ = ()
+
+    def __contains__(self, word: object) -> bool:
+        return isinstance(word, str) and re.fullmatch("[a-z][a-z0-9_]{0,31}", word) is not None
+
+
+FORMATS = _Formats(("json", "html", "all", "dropped", "package_files"))
 COMPRESSIONS = ("bz2", "gz", "tar", "zst")
 
 Commands = Any  # argparse's own type of it is private
@@ -164,7 +175,10 @@ def _add_report(commands: Commands) -> None:
     report.add_argument("id", type=number, metavar="ID")
     report.add_argument("--element", metavar="KEY", help="one outermost part of it, as JSON")
     report.add_argument(
-        "--format", choices=FORMATS, help="as it is, for --output; the last three are archives"
+        "--format",
+        choices=FORMATS,
+        help="as it is, for --output; the last three are archives; packages on the server may "
+        "bring others",
     )
     report.add_argument(
         "--tar", choices=COMPRESSIONS, help="an archive's compression (default: bz2)"

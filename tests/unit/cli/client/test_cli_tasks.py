@@ -160,6 +160,12 @@ async def test_what_cannot_be_fetched_leaves_no_file(terminal: Terminal, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"out", "cwd"}
 
 
+async def test_a_format_that_the_server_does_not_know_is_its_to_refuse(terminal: Terminal) -> None:
+    shown = await terminal.run("report", 1, "--format", "csv")
+    assert shown.code != 0
+    assert "Invalid report format" in shown.err
+
+
 async def test_an_archive_is_not_shown_on_a_terminal(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +235,7 @@ async def test_a_token_is_taken_from_where_it_is_given(
         ("list", "--status", "nosuch"),
         ("list", "--completed-after", "yesterday"),
         ("list", "--limit", "-1"),
-        ("report", "1", "--format", "pdf"),
+        ("report", "1", "--format", "../x"),
         ("cancel",),
         ("token",),
         ("token", "add", "x", "--rights", "root"),
