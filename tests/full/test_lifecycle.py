@@ -24,6 +24,16 @@ echo "::respawn:/usr/local/sbin/by-init" >> /etc/inittab
 """
 
 
+NEW_SIGNATURE = """
+import re
+from cuckoo_api.reporting.signatures import PlantedFile
+
+class NewSignature(PlantedFile):
+    name = "new_signature"
+    description = "Was not there when the sample ran"
+    severity = 1
+    places = re.compile("^/tmp/once$")
+"""
 STAYS_UP = (
     PERSISTS
     + b"""\
@@ -111,11 +121,18 @@ async def test_a_report_is_made_anew_and_a_task_forgotten(site: Site) -> None:
     entries = [json.loads(line) for line in listed.read_text().splitlines()]
     [dropped] = [entry for entry in entries if entry["filepath"]]
     listed.write_text(json.dumps(dropped | {"filepath": "/tmp/renamed"}) + "\n")
+    (site.cwd / "conf" / "yara" / "new.yar").write_text(
+        'rule newer { strings: $a = "/tmp/once" condition: $a }'
+    )
+    (site.cwd / "signatures" / "new.py").write_text(NEW_SIGNATURE)
+    assert report["target"]["file"]["yara"] == []
     assert await site.get(f"/tasks/rereport/{task_id}") == {"success": True}
     assert (await site.until(task_id, "reported"))["errors"] == []
     assert path.stat().st_ino != before
     anew = await site.get(f"/tasks/report/{task_id}")
     assert [d["filepath"] for d in anew["dropped"]] == ["/tmp/renamed"]
+    assert [rule["name"] for rule in anew["target"]["file"]["yara"]] == ["newer"]
+    assert {"new_signature", "yara_match"} <= {s["name"] for s in anew["signatures"]}
     assert await site.get(f"/tasks/delete/{task_id}") == {"status": "OK"}
     assert site.session is not None
     for gone in (f"/tasks/view/{task_id}", f"/tasks/report/{task_id}", f"/files/get/{sha256}"):
