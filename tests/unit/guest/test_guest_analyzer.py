@@ -226,6 +226,19 @@ async def test_memory_of_what_lives_to_the_end_is_dumped(
     assert dump.pids == [survivor]
 
 
+@pytest.mark.parametrize("guest", ["standby"], indirect=True)
+async def test_many_processes_of_one_program_do_not_use_up_the_room(
+    guest: Guest, results: ResultListener
+) -> None:
+    source = "#!/bin/sh\nfor n in 1 2 3 4 5 6 7 8 9 10 11 12; do env true; done\n"
+    outcome = await guest.run(source, options={"procmemdump": "yes"})
+    assert outcome.state == "complete"
+    programs = [Path(file.path).name for file in results.files if "memory/" in file.destination]
+    assert (programs.count("true"), len(programs)) == (8, 9)
+    assert "The memory of 4 more is left out." in results.log.decode()
+    assert results.trace.count("+++ exited with 0 +++") == 13
+
+
 def test_where_there_is_no_gate_the_sample_runs_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
