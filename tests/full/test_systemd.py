@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bootkit import Host, wheelhouse
-from serverkit import Namespace, place_guest
+from serverkit import Namespace
 
 from pagekit import Reader, Step, steps
 from probekit import PATIENCE, Probe
@@ -26,9 +27,10 @@ ONE_PROCESS = ("api --drain", "Service=cuckoo-engine.service", "systemctl mask c
 class Operator(Reader):
     """Root on a host that has just been installed."""
 
-    def __init__(self, folder: Path, host: Host) -> None:
+    def __init__(self, folder: Path, host: Host, prepared: Path) -> None:
         super().__init__(folder, inside=host.inside)
         self._host = host
+        self._prepared = prepared
         self._environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/root",
@@ -38,27 +40,32 @@ class Operator(Reader):
         self._prologue = "set -eu; cd /root\n"
 
     def do(self, page: str, step: Step) -> None:
-        if "guest build" in step.text:  # Debian's packages are out of reach in here
-            place_guest(self._host.root / CWD)
-            self._host.run("chown", "--recursive", "cuckoo:", f"/{CWD}/guests")
+        if "guest build" in step.text:
+            self._bring_guest()
         if step.language == "ini" and not (path := self._path(step.title)).exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(step.text)
         else:
             super().do(page, step)
 
+    def _bring_guest(self) -> None:
+        """Debian's packages are out of reach; the tutorial's test has it built and booted."""
+        for part in ("guests", "machinery/qemu/cuckoo1/snapshots"):
+            shutil.copytree(self._prepared / part, self._host.root / CWD / part)
+        self._host.run("chown", "--recursive", "cuckoo:", f"/{CWD}")
+
     def _path(self, title: str) -> Path:
         return self._host.root / title.removeprefix("/")
 
 
 def test_the_page_leads_to_a_service_that_is_hardened_and_watched(
-    namespace: Namespace, tmp_path: Path
+    namespace: Namespace, prepared: Path, tmp_path: Path
 ) -> None:
     wheels = wheelhouse(tmp_path / "wheels")
     with Host(tmp_path / "host", namespace, wheels) as host:
         version = host.run("python3", "-c", "import sys; print(*sys.version_info[:2])").split()
         assert tuple(map(int, version)) == sys.version_info[:2], "the wheels are for this Python"
-        with Operator(tmp_path / "operator", host) as operator:
+        with Operator(tmp_path / "operator", host, prepared) as operator:
             todo = steps(PAGE)
             for step in todo[: -len(ONE_PROCESS)]:
                 operator.do(PAGE, step)
