@@ -50,7 +50,8 @@ TREE = {
         {"pid": 11, "process_name": "cat", "command_line": "cat /etc/shadow",
          "first_seen": 1700000001.25, "ended": None, "exit_code": None, "children": []},
         {"pid": 12, "process_name": "id", "command_line": "id", "first_seen": 1700000002.0,
-         "ended": 1700000002.0, "exit_code": -9, "children": []},
+         "ended": 1700000002.0, "exit_code": -9, "children": [],
+         "autostart": {"by": "cron", "restored": True}},
     ],
 }  # fmt: skip
 PARTS: dict[str, Any] = {
@@ -92,6 +93,8 @@ PARTS: dict[str, Any] = {
     },
     "dropped": [{"name": "x", "filepath": "/tmp/x", "size": 5, "type": "data",
                  "sha256": "12" * 32, "yara": [{"name": "MyRule"}]}],
+    "procmemory": [{"name": "12-1", "filepath": "/tmp/evil", "size": 4096, "urls": ["http://m.test/"],
+                    "yara": [{"name": "Unpacked"}]}],
     "signatures": [
         {"name": "reads_shadow", "description": "Reads the users' password hashes", "severity": 3,
          "ttp": ["T1003.008"], "markcount": 1,
@@ -188,7 +191,9 @@ def hostile_page(make: Make) -> tuple[str, list[str]]:
     return make(parts, info=info, errors=[attacked("", numbers, used) for _ in ATTACKS]), used
 
 
-def test_the_page_tells_the_whole_story(make: Make) -> None:
+def test_the_page_tells_the_whole_story(make: Make, folder: Path) -> None:
+    noted = {"parent": 3, "restarted_by": "guest", "restored": ["/tmp/a", "/tmp/b"]}
+    (folder / "reboot.json").write_bytes(msgspec.json.encode(noted))
     page = make(errors=["dump.pcap: cut at 7"], info={"duration": 12, "package": "shell"})
 
     text = Page(page).text
@@ -199,7 +204,10 @@ def test_the_page_tells_the_whole_story(make: Make) -> None:
         "file /etc/shadow cat (11)",
         "sh ./a 10 · +0.000 s to +2.500 s · exit code 0",
         "cat /etc/shadow 11 · +1.250 s · still running at the end",
-        "id 12 · +2.000 s to +2.000 s · killed by signal 9",
+        "After a restart by the guest, with 2 files of analysis 3 put back",
+        "12-1 /tmp/evil Unpacked http://m.test/ 4 KiB", "Each is at /memory/get/7/",
+        "id started by itself: cron, planted by the sample 12 · +2.000 s to +2.000 s · killed by",
+        "+2.000 s · killed by signal 9",
         "from 2023-11-14 22:13:20 UTC by the guest's clock",
         "+0.500 s 10 File moved /old → /new", "+1.500 s 11 Connection 192.0.2.1:80",
         "File written 1 /tmp/x File moved 1 /old → /new File read 1 /etc/hosts",
