@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -78,6 +79,10 @@ class Host:
         else:
             self._process.kill()
         self._process.wait(PATIENCE)
+        for folder in _cgroups():
+            for made in sorted(folder.rglob("*/"), reverse=True):  # what lies deepest comes first
+                made.rmdir()
+            folder.rmdir()
 
     @property
     def root(self) -> Path:
@@ -132,6 +137,18 @@ def _child(pid: int) -> int:
     except FileNotFoundError:
         pass
     return 0
+
+
+def _cgroups() -> Iterator[Path]:
+    """Those that nspawn has made beside this process's own, and leaves."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, hierarchy, path = line.split(":", 2)
+        mounts = {"name=systemd": ["systemd"], "": ["unified", "."]}.get(hierarchy, [])
+        for mount in mounts:
+            for name in ("payload", "supervisor"):
+                made = Path("/sys/fs/cgroup", mount, path.lstrip("/"), name)
+                if made.is_dir():
+                    yield made
 
 
 def wheelhouse(folder: Path) -> Path:
