@@ -32,6 +32,16 @@ UPLINK_ADDRESS = "198.51.100.2"
 PROVIDER = "10.99.0.1"
 METADATA = "169.254.169.254"
 PATIENCE = 10.0
+ROUTING = f"""
+[routing]
+internet = uplink
+drop = yes
+dns = 203.0.113.80
+[rooter]
+user = nobody
+interfaces = {BRIDGE}
+"""
+Start = Callable[..., subprocess.Popen[bytes]]
 
 WEB_SERVER = f"""
 import http.server, socket, socketserver, threading

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netkit import BRIDGE, Lab, internet, until
 
-ROUTING = f"""
-[routing]
-internet = uplink
-drop = yes
-dns = 203.0.113.80
-[rooter]
-user = nobody
-interfaces = {BRIDGE}
-"""
-Start = Callable[..., subprocess.Popen[bytes]]
+from netkit import PATIENCE, ROUTING, Lab, Start, internet, until
 
 
 @pytest.fixture
@@ -39,8 +30,10 @@ def cwd(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start_rooter(lab: Lab, cwd: Path) -> Start:
+def start_rooter(lab: Lab, cwd: Path) -> Iterator[Start]:
     """Start ``cuckoo rooter`` on the host, with CAP_NET_ADMIN and no other right."""
+
+    all_of_them: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
         cuckoo = [sys.executable, "-m", "cuckoo_api", "--cwd", str(cwd), "rooter"]
@@ -48,7 +41,8 @@ def start_rooter(lab: Lab, cwd: Path) -> Start:
         begin = log.stat().st_size if log.exists() else 0
         started = lab.spawn(
             "host", "setpriv", "--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin",
-            "--", *cuckoo, "--socket", str(cwd / "rooter.sock"), log=log,
+            "--", "env", "PYTHONFAULTHANDLER=1", *cuckoo, "--socket", str(cwd / "rooter.sock"),
+            log=log,
         )  # fmt: skip
 
         def ready() -> bool:
@@ -57,9 +51,19 @@ def start_rooter(lab: Lab, cwd: Path) -> Start:
             return "The rooter listens" in said
 
         until(ready, "the rooter")
+        all_of_them.append(started)
         return started
 
-    return start
+    yield start
+    for one in all_of_them:
+        if one.poll() is None:
+            one.terminate()
+            try:
+                one.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                one.send_signal(signal.SIGABRT)  # it shows where it hangs
+                one.wait(PATIENCE)
+                raise AssertionError((cwd / "rooter.log").read_text()) from None
 
 
 @pytest.fixture

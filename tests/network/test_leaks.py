@@ -15,16 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROUTING, Start
 from cuckoo_api.network.rooter.client import RooterClient
 from netkit import (
     BLASTER,
     BRIDGE,
     GATEWAY,
     METADATA,
+    ROUTING,
     UPLINK_ADDRESS,
     WEB,
     Lab,
+    Start,
     guest_ip,
     lines_with,
     until,

@@ -11,11 +11,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from netkit import BRIDGE, GATEWAY, METADATA, UPLINK_ADDRESS, WEB, Lab, guest_ip, until
 
-from conftest import Start
 from cuckoo_api.network.rooter.client import RooterClient, RooterRefused, RooterUnavailable
 from cuckoo_api.network.rooter.commands import Service
+from netkit import BRIDGE, GATEWAY, METADATA, UPLINK_ADDRESS, WEB, Lab, Start, guest_ip, until
 
 pytestmark = pytest.mark.usefixtures("rooter")
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROUTING, Start
 from cuckoo_api.network.rooter.client import RooterClient
-from netkit import BRIDGE, GATEWAY, PROVIDER, UPLINK_ADDRESS, WEB, Lab, guest_ip
+from netkit import BRIDGE, GATEWAY, PROVIDER, ROUTING, UPLINK_ADDRESS, WEB, Lab, Start, guest_ip
 from tunnelkit import OPENVPN_EXIT, WIREGUARD_EXIT, OpenVpn, WireGuard, certificates
 
 MORE = f"""

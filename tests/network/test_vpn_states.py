@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Start
-from netkit import WEB, Lab, until
+from netkit import WEB, Lab, Start, until
 from tunnelkit import WIREGUARD_EXIT, OpenVpn, WireGuard, certificates
 
 WATCH = """

@@ -74,7 +74,7 @@ class Rooter:
         self._numbers = 0
         self._lock = asyncio.Lock()
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._watch: asyncio.Task[None] | None = None
 
     async def open(self, path: Path, socket_: socket.socket | None = None) -> None:
@@ -113,10 +113,10 @@ class Rooter:
             await asyncio.wait({self._watch})
         if self._server is not None:
             self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        for writer in self._connections.values():
+            writer.transport.abort()  # what is half done for it comes to its end
+        if self._connections:
+            await asyncio.wait(set(self._connections))
         await self._kernel.reset(self._network.rooter.interfaces)
         self._kernel.restore()
 
@@ -138,7 +138,7 @@ class Rooter:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (task := asyncio.current_task()) is not None:
-            self._tasks.add(task)
+            self._connections[task] = writer
         client = Client(*_peer(writer.get_extra_info("socket")))
         try:
             if not self._may(client):
@@ -149,13 +149,13 @@ class Rooter:
             while line := await reader.readline():
                 writer.write(encode(await self._answer(client, line)))
                 await writer.drain()
-        except (ConnectionError, ValueError, asyncio.CancelledError):
-            pass  # it hung up, or its line has no end, or the rooter ends; nothing else comes after
+        except (ConnectionError, ValueError):
+            pass  # it hung up, or its line has no end
         finally:
-            if task is not None:
-                self._tasks.discard(task)
             writer.close()
-            await asyncio.shield(self._leave(client))
+            await self._leave(client)
+            if task is not None:
+                del self._connections[task]
 
     def _may(self, client: Client) -> bool:
         wanted = self._network.rooter
