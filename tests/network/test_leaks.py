@@ -148,6 +148,7 @@ async def test_the_matrix_can_fail_without_its_guards(
         lab.run("host", "ip", "rule", "delete", "iif", BRIDGE, "priority", "18999")
 
     first, second = (firewall, kill_switch) if guard == "firewall" else (kill_switch, firewall)
+    kill_rooter(lab)  # else it puts the kill switch back when the tunnel goes
     with lab.capture("host", "uplink") as uplink, lab.capture("host", BRIDGE, "udp") as inside:
         tunnel.kill(tunnel.client, signal.SIGKILL)
         first()
