@@ -10,8 +10,9 @@ from cuckoo_api.store import BUSY, Store
 async def delete_task(store: Store, artefacts: Artefacts, task_id: int) -> None:
     """Forget a task: its row, its results, and its sample when nothing else has it.
 
-    NotFound; Conflict while it runs or its report is made. Broken off at any point, the task is
-    whole again or gone after the next start.
+    NotFound; Conflict while it runs or its report is made. One that was cancelled goes at once, and
+    what is being made of it with it. Broken off at any point, the task is whole again or gone after
+    the next start.
     """
     folder = artefacts.analysis(task_id)
     task = await store.tasks.get(task_id)

@@ -323,6 +323,9 @@ class Scheduler:
                 html=self._settings.reporting.html,
             )
         except (ProcessingFailed, ReportingFailed) as exc:
+            if await tasks.get(task_id) is None:  # cancelled, and then deleted with all its files
+                log.info("report.dropped")
+                return
             log.exception("report.failed")
             failed = (
                 Status.FAILED_REPORTING

@@ -20,6 +20,9 @@ from cuckoo_api.artefacts.write import disk_errors, sync_folder, write_all
 from cuckoo_api.model.errors import Unavailable
 from cuckoo_api.model.sample import NewSample
 
+READY = b"ready"
+FAILED = b"null"
+"""What a keeper says when it can begin, and of what it could not keep."""
 INCOMING = ".incoming-"
 """How the names of unfinished uploads begin."""
 INSTANCES = min(4, os.cpu_count() or 1)

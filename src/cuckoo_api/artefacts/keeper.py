@@ -20,12 +20,10 @@ from pathlib import Path
 
 import msgspec
 
-from cuckoo_api.artefacts.keep import FileTypes, Kept, keep, make_durable
+from cuckoo_api.artefacts.keep import FAILED, READY, FileTypes, Kept, keep, make_durable
 from cuckoo_api.confinement import confine
 from cuckoo_api.model.errors import CuckooError
 
-READY = b"ready"
-FAILED = b"null"
 MEMORY = 1 << 30
 """Bytes of address space; libmagic's data and what waits take a tenth of it."""
 MOST = 16

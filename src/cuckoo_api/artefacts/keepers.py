@@ -14,8 +14,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from cuckoo_api.artefacts.keep import Kept
-from cuckoo_api.artefacts.keeper import FAILED, READY
+from cuckoo_api.artefacts.keep import FAILED, READY, Kept
 from cuckoo_api.model.sample import NewSample
 
 log = structlog.get_logger()
