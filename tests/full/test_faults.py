@@ -106,12 +106,20 @@ sleep 60
 
 
 @pytest.mark.parametrize(
-    ("name", "eat"),
-    [("fork bomb", b"b() { b | b & b; }; b"), ("full disk", b"cat /dev/zero > /root/fill")],
+    ("name", "eat", "options"),
+    [
+        ("fork bomb", b"b() { b | b & b; }; b", ""),
+        ("fork bomb", b"b() { b | b & b; }; b", "procmemdump=yes"),
+        ("full disk", b"cat /dev/zero > /root/fill", ""),
+    ],
 )
-async def test_a_sample_that_eats_the_guest_is_reported(site: Site, name: str, eat: bytes) -> None:
+async def test_a_sample_that_eats_the_guest_is_reported(
+    site: Site, name: str, eat: bytes, options: str
+) -> None:
     script = b"#!/bin/sh\necho lit > /tmp/mark\n" + eat + b"\n"
-    report = await site.analyse(script, f"{name}.sh", timeout=6)
+    report = await site.analyse(script, f"{name}.sh", timeout=6, options=options)
+    # of many of one program, some
+    assert 0 < len(report["procmemory"]) <= 100 if options else report["procmemory"] == []
     assert any(d["filepath"] == "/tmp/mark" for d in report["dropped"])
     await site.assert_nothing_held()
 
