@@ -33,21 +33,19 @@ mount -t overlay overlay -o lowerdir=/,upperdir="$1/upper",workdir="$1/work" roo
 # what else is installed on this host is not started
 rm -f root/etc/systemd/system/*.wants/*
 for unit in {units}; do ln -s /dev/null root/etc/systemd/system/$unit; done
-rm -rf root/root
-mkdir -m 700 root/root
 printf '[global]\\nno-index = true\\nfind-links = /wheels\\n' > root/etc/pip.conf
 # without one systemd would think that this is its first boot, and start all that is installed
 head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \\n' > root/etc/machine-id
 exec systemd-nspawn --quiet --directory=root --boot --machine="$2" --register=no --keep-unit \\
     --network-namespace-path="/run/netns/$2" --capability=CAP_NET_ADMIN --resolv-conf=off \\
-    --timezone=off --console=pipe --bind-ro="$3":"$4" {binds}
+    --tmpfs=/root:mode=700 --timezone=off --console=pipe --bind-ro="$3":"$4" {binds}
 """
 MASKED = ("systemd-logind.service", "dbus.socket", "dbus.service", "systemd-update-utmp.service")
 """Nobody logs in."""
 
 
 class Host:
-    """The container. ``files`` are copied into it, by their paths in it, before it boots."""
+    """The container, with this project's source, and with wheels in place of a package index."""
 
     def __init__(self, folder: Path, namespace: Namespace, wheels: Path) -> None:
         self._folder = folder
