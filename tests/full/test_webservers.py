@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ TAIL = f"\r\n--{BOUNDARY}--\r\n".encode()
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 CREATE = "POST /tasks/create/file"
 SOCKET = "/run/cuckoo/api.sock"
+PAGE = ROOT / "docs" / "webservers.md"
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +254,34 @@ def test_gunicorns_workers_are_replaced_under_load_too(bare: WebHost) -> None:
         bare.until_said("Worker exiting", 2)
         probe.until_answered(2 * probe.clients)
     assert set(probe.seen) == {"200"}, probe.seen
+
+
+def test_the_page_has_nginx_speak_tls(bare: WebHost, tmp_path: Path) -> None:
+    [lines] = re.findall(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    bare.run(
+        *("openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt"),
+        *("ec_paramgen_curve:prime256v1", "-subj", "/CN=sandbox.example.org", "-addext"),
+        *("subjectAltName=DNS:sandbox.example.org", "-keyout", str(key), "-out", str(chain)),
+    )
+    folder = "/etc/letsencrypt/live/sandbox.example.org"
+    for old, new in (
+        (f"{folder}/fullchain.pem", str(chain)),
+        (f"{folder}/privkey.pem", str(key)),
+        ("listen 443 ssl", f"listen 127.0.0.1:{bare.port} ssl"),
+        ("listen [::]:443 ssl", f"listen [::1]:{bare.port} ssl"),
+    ):
+        assert old in lines
+        lines = lines.replace(old, new)
+    bare.start_nginx(change=[(f"    listen 127.0.0.1:{bare.port};\n", lines)])
+    context = ssl.create_default_context(cafile=str(chain))
+    with (
+        bare.connect() as plain,
+        context.wrap_socket(plain, server_hostname="sandbox.example.org") as connection,
+    ):
+        assert connection.version() == "TLSv1.3"
+        connection.sendall(bare.head("GET /tasks/list"))
+        assert read_reply(connection).status == 502  # of nginx: no API runs here
 
 
 def test_an_api_that_is_away_or_hangs_is_told_of(bare: WebHost) -> None:
