@@ -25,7 +25,7 @@ BRIDGE = "qemubr"
 EXIT = "203.0.113.1"
 ASK = f"""#!/bin/sh
 for n in 1 2 3; do
-    wget -q -T 5 -t 1 -O /tmp/seen http://{WEB}/ && break
+    wget -q -T 2 -t 1 -O /tmp/seen http://{WEB}/ && break
 done
 cat /tmp/seen
 """
@@ -157,7 +157,7 @@ async def test_what_dies_in_the_middle_of_an_analysis_leaks_nothing(
 ) -> None:
     site, rooter = routed
     lab.run("host", "sysctl", "-qw", "net.ipv4.ip_forward=1")
-    task_id = await site.submit(BLAST.encode(), "blast.sh", options="route=vpn0", timeout=30)
+    task_id = await site.submit(BLAST.encode(), "blast.sh", options="route=vpn0", timeout=20)
     with lab.capture("host", "uplink") as uplink:
         with lab.capture("host", "tun0", f"dst host {WEB}") as way:
             until(lambda: len([line for line in way() if "IP " in line]) > 10, "packets", 90)
