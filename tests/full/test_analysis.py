@@ -92,6 +92,8 @@ async def test_the_demo_sample_from_upload_to_report(site: Site) -> None:
     assert [h["uri"] for h in network["http"]] == ["http://updates.demo.test/payload"]
     assert network["hosts"] == ["192.168.55.1"]
     assert {flow["dport"] for flow in network["tcp"]} == {80}
+    assert [item["dst"] for item in network["icmp"] if item["type"] == 8] == ["192.168.55.1"]
+    assert summary["mutex"] == ["/run/demo-updater.pid"]
     # what it means, with evidence
     names = {signature["name"] for signature in report["signatures"]}
     assert names >= {"persistence_cron", "persistence_shell", "self_delete", "network_download"}

