@@ -12,6 +12,7 @@ import json
 import random
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,18 @@ MACHINES = 50
 FAULTS = 0.05
 TOKEN = "soak"
 
-CALLS: dict[str, tuple[Mode, ...]] = {
+CALLS: dict[str, tuple[Callable[[], Mode], ...]] = {
     "restore_and_start": (
-        Failing(MachineryError("bad snapshot")),
-        Dies(0.05),
-        Slow(0.5),
-        Failing(BackendUnavailable("connection reset")),
+        lambda: Failing(MachineryError("bad snapshot")),
+        lambda: Dies(0.05),
+        lambda: Slow(0.5),
+        lambda: Failing(BackendUnavailable("connection reset")),
     ),
-    "power_off": (Failing(MachineryError("device busy")), Slow(0.5)),
-    "screenshot": (Failing(MachineryError("no display")),),
+    "power_off": (lambda: Failing(MachineryError("device busy")), lambda: Slow(0.5)),
+    "screenshot": (lambda: Failing(MachineryError("no display")),),
 }
-"""What goes wrong with the hypervisor's calls."""
+"""What goes wrong with the hypervisor's calls. A new error each time: one that is raised again
+keeps whatever it passed the times before."""
 SAMPLES = (
     scripts.dies,
     scripts.fails,
@@ -79,7 +81,7 @@ class FaultyHypervisor(FakeHypervisor):
     def _mode(self, method: str, label: str) -> Mode | None:
         modes = CALLS.get(method)
         if modes and not self.quiet and self._chance.random() < FAULTS:
-            return self._chance.choice(modes)
+            return self._chance.choice(modes)()
         return super()._mode(method, label)
 
     def forget(self) -> None:

@@ -36,7 +36,7 @@ GROWTH = 24 << 20
 doing what the allocator keeps."""
 THREADS = 32
 """Of all pools together; they grow as they are needed."""
-OBJECTS = 0.05
+OBJECTS = 0.02
 """Of the objects, likewise."""
 
 
