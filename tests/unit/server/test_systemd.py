@@ -75,9 +75,10 @@ def test_children_are_told_nothing_of_it() -> None:
 
 @pytest.mark.parametrize(
     ("pid", "usec", "seconds"),
-    [("", "60000000", 60), (MINE, "500000", 0.5), ("1", "60000000", 0), ("", "", 0), ("", "x", 0)],
+    [("", "60000000", 60), ("own", "500000", 0.5), ("1", "60000000", 0), ("", "", 0), ("", "x", 0)],
 )
 def test_the_watchdog_is_for_the_process_that_it_names(pid: str, usec: str, seconds: float) -> None:
+    pid = MINE if pid == "own" else pid
     assert Manager({"WATCHDOG_PID": pid, "WATCHDOG_USEC": usec}).watchdog == seconds
 
 
