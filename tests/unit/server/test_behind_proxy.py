@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import structlog
 from servekit import serving
-from structlog.testing import capture_logs
+from structlog.testing import LogCapture
 
 from cuckoo_api.http import protocol
 from cuckoo_api.settings import CuckooSection, Settings
@@ -20,11 +20,16 @@ LIST = "http://localhost/tasks/list"
 
 
 @pytest.fixture
-def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What is logged of requests, also where another test has set the logger up for good."""
-    monkeypatch.setattr(protocol, "log", structlog.get_logger())
-    with capture_logs() as logs:
-        yield logs
+def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is logged of requests, however other tests have set the log up."""
+    capture = LogCapture()
+    logger = structlog.wrap_logger(
+        structlog.PrintLogger(),
+        processors=[capture],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
+    monkeypatch.setattr(protocol, "log", logger)
+    return capture.entries
 
 
 async def ask(path: Path, **headers: str) -> int:

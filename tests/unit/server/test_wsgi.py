@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 from aiohttp import web
-from structlog.testing import capture_logs
+from structlog.testing import LogCapture
 
 from cuckoo_api.http import protocol
 from cuckoo_api.http.protocol import Runner
@@ -84,11 +85,16 @@ def api(settings: Settings) -> Iterator[wsgi.Api]:
 
 
 @pytest.fixture
-def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What is logged of requests, also where another test has set the logger up for good."""
-    monkeypatch.setattr(protocol, "log", structlog.get_logger())
-    with capture_logs() as logs:
-        yield logs
+def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is logged of requests, however other tests have set the log up."""
+    capture = LogCapture()
+    logger = structlog.wrap_logger(
+        structlog.PrintLogger(),
+        processors=[capture],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
+    monkeypatch.setattr(protocol, "log", logger)
+    return capture.entries
 
 
 @pytest.fixture
