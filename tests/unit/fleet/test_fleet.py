@@ -317,8 +317,8 @@ async def test_a_cancelled_lease_leaves_the_task_in_the_queue(site, monkeypatch)
     claimed, go_on = asyncio.Event(), asyncio.Event()
     claim = site.store.tasks.claim
 
-    async def slow_claim(machine: object) -> object:
-        task = await claim(machine)
+    async def slow_claim(*asked: object) -> object:
+        task = await claim(*asked)
         claimed.set()
         await go_on.wait()
         return task
