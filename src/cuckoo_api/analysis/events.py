@@ -46,15 +46,17 @@ class Feed:
         self._closed = True
         self.wake()
 
-    async def follow(self, last: int | None, *, pause: float) -> AsyncIterator[list[Event]]:
-        """The events after this id, or from now on; an empty list after ``pause`` s without any.
+    async def newest(self) -> int:
+        """The id of what happened last."""
+        return await self._store.newest()
+
+    async def follow(self, last: int, *, pause: float) -> AsyncIterator[list[Event]]:
+        """The events after this id; an empty list after ``pause`` s without any.
 
         Where events between are no longer there, a ``gap`` says so. Ends with :meth:`close`.
         """
         newest = await self._store.newest()
-        if last is None:
-            last = newest
-        elif last > newest:  # seen on a database that was another one
+        if last > newest:  # seen on a database that was another one
             yield [_gap(last, newest)]
             last = newest
         while not self._closed:

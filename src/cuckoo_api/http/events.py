@@ -37,13 +37,16 @@ async def stream(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(
         headers={"Content-Type": EVENT_STREAM, "X-Accel-Buffering": "no"}  # nginx would hold it
     )
+    feed = request.app[SERVICE].events
     async with streams:
+        if last is None:  # before the client hears that it is heard: what it then does is told
+            last = await feed.newest()
         await response.prepare(request)
         if request.method == "HEAD":
             return response
         await response.write(b":\n\n")  # the headers go out with it
         legacy = request.app[SERVICE].settings.api.legacy_statuses
-        async for events in request.app[SERVICE].events.follow(last, pause=KEEPALIVE):
+        async for events in feed.follow(last, pause=KEEPALIVE):
             text = "".join(_shown(event, legacy=legacy) for event in events) or ":\n\n"
             try:
                 async with asyncio.timeout(STALLED):
