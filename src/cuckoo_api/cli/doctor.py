@@ -23,6 +23,8 @@ from cuckoo_api.fleet import load_plugins
 from cuckoo_api.fleet.checks import Seen, faults, look
 from cuckoo_api.machinery import MachineryError
 from cuckoo_api.model.errors import ConfigError, CuckooError
+from cuckoo_api.network.rooter.client import RooterClient, RooterUnavailable
+from cuckoo_api.network.vpn import Monitor
 from cuckoo_api.server.lock import engine_lock
 from cuckoo_api.settings import Settings, database_url, load_settings
 from cuckoo_api.store import Store, database_faults, database_path, pending_migration
@@ -82,6 +84,8 @@ async def _all(cwd: Path, *, deep: bool) -> AsyncIterator[Finding]:
         yield finding
     if settings is None:
         return
+    async for finding in _routes(settings):
+        yield finding
     try:
         with engine_lock(cwd, "a server or a command works here"):
             for finding in _ports(settings):
@@ -184,6 +188,32 @@ def _ports(settings: Settings) -> Iterator[Finding]:
         yield Finding(FAIL, "port", f"{host}:{port}: {exc.strerror or exc}", advice)
     else:
         yield Finding(OK, "port", f"{host}:{port} is free")
+
+
+async def _routes(settings: Settings) -> AsyncIterator[Finding]:
+    """The rooter and the VPNs, where tasks may ask for them."""
+    network = settings.network
+    if not any(network.needs_rooter(route) for route in network.routes):
+        return
+    if not network.rooter.interfaces:
+        text_ = "[rooter] interfaces in conf/routing.conf is empty: no guest can have a route"
+        yield Finding(FAIL, "rooter", text_, "name the guests' networks there")
+    rooter = RooterClient(network.socket)
+    try:
+        status = await Monitor(network.vpns, rooter).status()
+    except RooterUnavailable as exc:
+        advice = "start it: systemctl start cuckoo-rooter, or 'cuckoo rooter'"
+        yield Finding(FAIL, "rooter", f"{exc.log}: tasks with a route fail", advice)
+        return
+    finally:
+        await rooter.close()
+    yield Finding(OK, "rooter", f"it answers at {network.socket}")
+    for vpn in status.details:
+        if vpn.status == "up":
+            yield Finding(OK, "vpn", f"{vpn.name} is up")
+        else:
+            advice = f"cuckoo vpn check {vpn.name}"
+            yield Finding(WARN, "vpn", f"{vpn.name} is {vpn.status}: {vpn.error}", advice)
 
 
 async def _machines(settings: Settings, *, deep: bool) -> AsyncIterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 
 from cuckoo_api.cli.main import main
 from cuckoo_api.server.lock import engine_lock
+from cuckoo_api.settings import load_network
 from cuckoo_api.settings.init import with_value
+from rooterkit import noted_rooter
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +26,7 @@ def configure(cwd: Path, section: str, key: str, value: str) -> None:
 
 def findings(cwd: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[Any]]:
     code = main(["--cwd", str(cwd), "doctor", "--json", *words])
-    return code, json.loads(capsys.readouterr().out)
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def levels(found: list[Any], about: str) -> set[str]:
@@ -101,3 +104,37 @@ def test_beside_a_server_nothing_of_its_is_touched(
         assert (code, levels(found, "server"), levels(found, "port")) == (0, {"OK"}, set())
         code, found = findings(cwd, capsys, "--deep")
         assert (code, levels(found, "machines")) == (1, {"FAIL"})
+
+
+ROUTES = """
+[vpn]
+enabled = yes
+vpns = up, down
+[up]
+interface = lo
+[down]
+interface = nowhere0
+[rooter]
+interfaces =
+"""
+
+
+async def test_rooter_and_vpns_are_looked_at_where_tasks_may_have_them(
+    cwd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(cwd, "cuckoo", "rooter", str(cwd / "rooter.sock"))
+    (cwd / "conf" / "routing.conf").write_text(ROUTES)
+    code, found = await asyncio.to_thread(findings, cwd, capsys)
+    about = [(each["level"], each["text"]) for each in found if each["about"] == "rooter"]
+    assert code == 1
+    assert [level for level, _ in about] == ["FAIL", "FAIL"]
+    assert "interfaces in conf/routing.conf is empty" in about[0][1]
+    assert "No such file" in about[1][1]
+
+    (cwd / "conf" / "routing.conf").write_text(ROUTES.replace("interfaces =", "interfaces = br0"))
+    async with noted_rooter(load_network(cwd), cwd / "rooter.sock"):
+        capsys.readouterr()
+        code, found = await asyncio.to_thread(findings, cwd, capsys)
+    assert (code, levels(found, "rooter"), levels(found, "vpn")) == (0, {"OK"}, {"OK", "WARN"})
+    [down] = [each for each in found if each["text"].startswith("down is down")]
+    assert down["advice"] == "cuckoo vpn check down"
