@@ -16,6 +16,8 @@ from cuckoo_api.network.rooter.commands import Peer
 from cuckoo_api.settings import init_cwd, load_network
 from rooterkit import NotedKernel, noted_rooter
 
+pytestmark = pytest.mark.slow
+
 CONF = """
 [vpn]
 enabled = yes

@@ -26,6 +26,8 @@ from cuckoo_api.settings.routing import (
 )
 from rooterkit import NotedKernel
 
+pytestmark = pytest.mark.slow
+
 NETWORK = Network(
     routing=RoutingSection(internet="eth0", drop=True, dns="192.0.2.53"),
     inetsim=InetsimSection(enabled=True, server="192.0.2.9", ports=("80:8080",)),

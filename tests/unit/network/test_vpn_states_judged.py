@@ -16,6 +16,8 @@ from cuckoo_api.network.tunnels import Look, look_at
 from cuckoo_api.network.vpn import HANDSHAKE, SILENCE, Judge, Monitor, VpnState
 from cuckoo_api.settings import Vpn
 
+pytestmark = pytest.mark.slow
+
 WALL = 1_800_000_000.0
 
 
