@@ -12,7 +12,7 @@ from typing import Any
 
 from cuckoo_api.machinery import BackendUnavailable, MachineState, StateChange
 from cuckoo_machinery_qemu.monitor import Monitor
-from cuckoo_machinery_qemu.spec import MONITOR_FD
+from cuckoo_machinery_qemu.spec import MONITOR
 
 STDERR_LIMIT = 4096
 KILL_TIMEOUT = 10.0
@@ -43,7 +43,7 @@ class QemuProcess:
     async def start(
         self, command: Sequence[str], *, cwd: Path, fds: Sequence[int], pidfile: Path
     ) -> None:
-        """Start QEMU and greet it. ``command`` expects the monitor's socket at MONITOR_FD.
+        """Start QEMU and greet it. ``command`` has the monitor's socket as MONITOR.
 
         Raises BackendUnavailable with QEMU's own words when it ends at once.
         """
@@ -52,7 +52,7 @@ class QemuProcess:
         theirs.close()
         try:
             # the descriptor is named on the command line: put it where that says
-            arguments = [word.replace(f"fd={MONITOR_FD}", f"fd={moved}") for word in command]
+            arguments = [f"{word}{moved}" if word == MONITOR else word for word in command]
             self._process = await asyncio.create_subprocess_exec(
                 *arguments,
                 cwd=cwd,

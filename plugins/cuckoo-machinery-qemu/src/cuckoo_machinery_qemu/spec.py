@@ -15,8 +15,9 @@ ARCHITECTURES = {
     "arm64": ("qemu-system-aarch64", "virt"),
 }
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-MONITOR_FD = 3
-"""Where QEMU finds its end of the monitor's socket pair; other descriptors follow."""
+MONITOR = "socket,id=monitor,fd="
+"""The word behind which QEMU's end of the monitor's socket pair is put when it is started. A number
+in its place would be found in others: fd=3 in fd=34."""
 STATE_NODE = "vmstate"
 """The block node that carries a snapshot's memory; no device of the guest is on it."""
 CONSOLE_SIZE = 64 << 10
@@ -143,7 +144,7 @@ def command_line(
         "-no-user-config", "-nodefaults", "-sandbox", SANDBOX, "-display", "none",
         "-M", f"{spec.machine},accel={accel}", "-m", str(spec.memory), "-smp", str(spec.cpus),
         "-S", "-rtc", "base=utc",
-        "-chardev", f"socket,id=monitor,fd={MONITOR_FD}", "-mon", "chardev=monitor,mode=control",
+        "-chardev", MONITOR, "-mon", "chardev=monitor,mode=control",
         "-chardev", f"ringbuf,id=console,size={CONSOLE_SIZE}", "-serial", "chardev:console",
         "-device", "VGA" if spec.machine == "pc" else "virtio-gpu-pci",
         "-device", "virtio-rng-pci",
