@@ -48,7 +48,7 @@ def init_cwd(cwd: Path, plugins: Sequence[MachineryPlugin]) -> list[Path]:
         (cwd / name).mkdir(mode=0o700, parents=True, exist_ok=True)
     wanted = {name: default_conf(name) for name in CORE_FILES}
     wanted["cuckoo.conf"] = with_value(
-        wanted["cuckoo.conf"], "cuckoo", "api_token", secrets.token_urlsafe(32)
+        wanted["cuckoo.conf"], "cuckoo", "api_token", secrets.token_hex(32)
     )
     wanted |= {f"{p.name}.conf": p.default_conf for p in plugins if p.default_conf}
     wanted |= {name: default_conf(name) for name in RULE_FILES}

@@ -119,7 +119,7 @@ def add_token(
         raise BadInput(f"{name!r} is no name for a token; allowed: {_NAMES}")
     if not (0 <= rate <= MAX_RATE and 0 <= burst <= MAX_RATE):
         raise BadInput(f"rate, burst: allowed are whole numbers from 0 to {MAX_RATE}")
-    token = secrets.token_urlsafe(32)
+    token = secrets.token_hex(32)
 
     def added(text: str) -> str:
         return (
