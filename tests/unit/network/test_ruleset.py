@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -76,7 +75,6 @@ def test_what_an_exit_turns_elsewhere_is_let_in_there_only() -> None:
     ]
 
 
-@pytest.mark.skipif(shutil.which("nft") is None, reason="nftables is not installed")
 @pytest.mark.parametrize("count", [0, len(EXITS)])
 def test_nft_understands_it(count: int) -> None:
     grants = [Grant(f"192.168.55.{n}", "virbr0", EXITS[n], n + 1) for n in range(count)]

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import structlog
 from servekit import serving
-from structlog.testing import LogCapture
 
-from cuckoo_api.http import protocol
 from cuckoo_api.settings import CuckooSection, Settings
 
 LIST = "http://localhost/tasks/list"
-
-
-@pytest.fixture
-def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is logged of requests, however other tests have set the log up."""
-    capture = LogCapture()
-    logger = structlog.wrap_logger(
-        structlog.PrintLogger(),
-        processors=[capture],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )
-    monkeypatch.setattr(protocol, "log", logger)
-    return capture.entries
 
 
 async def ask(path: Path, **headers: str) -> int:

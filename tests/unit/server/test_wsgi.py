@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from aiohttp import web
-from structlog.testing import LogCapture
 
-from cuckoo_api.http import protocol
 from cuckoo_api.http.protocol import Runner
 from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.server import wsgi
@@ -82,19 +78,6 @@ def api(settings: Settings) -> Iterator[wsgi.Api]:
     api = serve(create_app(settings, engine=False))
     yield api
     api.stop()
-
-
-@pytest.fixture
-def logs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is logged of requests, however other tests have set the log up."""
-    capture = LogCapture()
-    logger = structlog.wrap_logger(
-        structlog.PrintLogger(),
-        processors=[capture],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )
-    monkeypatch.setattr(protocol, "log", logger)
-    return capture.entries
 
 
 @pytest.fixture
