@@ -261,6 +261,24 @@ def internet(folder: Path) -> Lab:
     return lab
 
 
+def run_rooter(lab: Lab, cwd: Path, log: Path, *words: str) -> subprocess.Popen[bytes]:
+    """``cuckoo rooter`` on the host, with CAP_NET_ADMIN and no other right, once it listens."""
+    begin = log.stat().st_size if log.exists() else 0
+    started = lab.spawn(
+        "host", "setpriv", "--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin",
+        "--", "env", "PYTHONFAULTHANDLER=1",
+        sys.executable, "-m", "cuckoo_api", "--cwd", str(cwd), "rooter", *words, log=log,
+    )  # fmt: skip
+
+    def ready() -> bool:
+        said = log.read_text()[begin:]
+        assert started.poll() is None, said
+        return "The rooter listens" in said
+
+    until(ready, "the rooter")
+    return started
+
+
 def until(true: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     """Wait for something that another process does."""
     deadline = time.monotonic() + seconds

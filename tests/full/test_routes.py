@@ -18,7 +18,7 @@ import dpkt
 import pytest
 from serverkit import DONE, Namespace, Site, configure, new_cwd
 
-from netkit import UPLINK_ADDRESS, WEB, Lab, internet, until
+from netkit import UPLINK_ADDRESS, WEB, Lab, internet, run_rooter, until
 from tunnelkit import OpenVpn, certificates
 
 BRIDGE = "qemubr"
@@ -73,20 +73,13 @@ def tunnel(lab: Lab, tmp_path: Path) -> OpenVpn:
 
 
 class Rooter:
-    """``cuckoo rooter`` on the host, with one capability and no other right."""
+    """``cuckoo rooter`` on the host."""
 
     def __init__(self, lab: Lab, cwd: Path) -> None:
         self._lab, self._cwd = lab, cwd
 
     def start(self) -> None:
-        cuckoo = [sys.executable, "-m", "cuckoo_api", "--cwd", str(self._cwd), "rooter"]
-        log = self._cwd / "log" / "rooter.log"
-        begin = log.stat().st_size if log.exists() else 0
-        self._lab.spawn(
-            "host", "setpriv", "--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin",
-            "--", *cuckoo, log=log,
-        )  # fmt: skip
-        until(lambda: "The rooter listens" in log.read_text()[begin:], "the rooter")
+        run_rooter(self._lab, self._cwd, self._cwd / "log" / "rooter.log")
 
     def kill(self) -> None:
         for pid in self._lab.pids("host", "\0rooter\0"):

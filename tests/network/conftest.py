@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from netkit import PATIENCE, ROUTING, Lab, Start, internet, until
+from netkit import PATIENCE, ROUTING, Lab, Start, internet, run_rooter
 
 
 @pytest.fixture
@@ -32,25 +31,10 @@ def cwd(tmp_path: Path) -> Path:
 @pytest.fixture
 def start_rooter(lab: Lab, cwd: Path) -> Iterator[Start]:
     """Start ``cuckoo rooter`` on the host, with CAP_NET_ADMIN and no other right."""
-
     all_of_them: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
-        cuckoo = [sys.executable, "-m", "cuckoo_api", "--cwd", str(cwd), "rooter"]
-        log = cwd / "rooter.log"
-        begin = log.stat().st_size if log.exists() else 0
-        started = lab.spawn(
-            "host", "setpriv", "--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin",
-            "--", "env", "PYTHONFAULTHANDLER=1", *cuckoo, "--socket", str(cwd / "rooter.sock"),
-            log=log,
-        )  # fmt: skip
-
-        def ready() -> bool:
-            said = log.read_text()[begin:]
-            assert started.poll() is None, said
-            return "The rooter listens" in said
-
-        until(ready, "the rooter")
+        started = run_rooter(lab, cwd, cwd / "rooter.log", "--socket", str(cwd / "rooter.sock"))
         all_of_them.append(started)
         return started
 
