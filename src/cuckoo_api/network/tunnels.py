@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cuckoo_api.model.errors import CuckooError
@@ -54,7 +54,7 @@ async def look_at(vpn: Vpn, rooter: RooterClient) -> Look:
     if not (seen.present and seen.connected and vpn.probe):
         return seen
     reply = await probing.ask(probing.parse(vpn.probe), vpn.interface)
-    return _with(seen, probed=reply.answered, address=reply.address, error=reply.error)
+    return replace(seen, probed=reply.answered, address=reply.address, error=reply.error)
 
 
 async def _openvpn(where: str, seen: Look) -> Look:
@@ -63,7 +63,7 @@ async def _openvpn(where: str, seen: Look) -> Look:
             said = await _management(where, "state", "status")
     except (OSError, TimeoutError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
         reason = getattr(exc, "strerror", None) or "it does not answer"
-        return _with(seen, present=False, error=f"OpenVPN's management at {where}: {reason}")
+        return replace(seen, present=False, error=f"OpenVPN's management at {where}: {reason}")
     state = (said["state"] or [""])[-1].split(",")
     word = state[1] if len(state) > 1 else "unknown"
     peer = ":".join(filter(None, state[4:6])) if len(state) > 5 else ""
@@ -73,8 +73,8 @@ async def _openvpn(where: str, seen: Look) -> Look:
         if name == "TCP/UDP read bytes" and value.isdecimal():
             heard = int(value)
     if word != "CONNECTED":
-        return _with(seen, connected=False, peer=peer, error=f"OpenVPN is in state {word[:40]}")
-    return _with(seen, peer=peer, heard=heard)
+        return replace(seen, connected=False, peer=peer, error=f"OpenVPN is in state {word[:40]}")
+    return replace(seen, peer=peer, heard=heard)
 
 
 async def _management(where: str, *commands: str) -> dict[str, list[str]]:
@@ -116,16 +116,11 @@ async def _wireguard(vpn: Vpn, rooter: RooterClient, seen: Look) -> Look:
     except RooterUnavailable:
         raise
     except CuckooError as exc:
-        return _with(seen, present=False, error=str(exc))
+        return replace(seen, present=False, error=str(exc))
     if not peers:
-        return _with(seen, connected=False, error="WireGuard has no peer")
+        return replace(seen, connected=False, error="WireGuard has no peer")
     last = max(peers, key=lambda peer: peer.handshake)
-    return _with(seen, peer=last.endpoint, handshake=last.handshake)
-
-
-def _with(seen: Look, **changed: object) -> Look:
-    values = {name: getattr(seen, name) for name in Look.__slots__}
-    return Look(**(values | changed))
+    return replace(seen, peer=last.endpoint, handshake=last.handshake)
 
 
 def is_up(interface: str) -> bool:
