@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
 import aiohttp
 import msgspec
 import structlog
 
 from cuckoo_api.guest.analyzer import digest_of
-from cuckoo_api.guest.errors import AgentRefused, AgentUnreachable, BadAnswer, GuestError
+from cuckoo_api.guest.errors import AgentRefused, AgentUnreachable, GuestError
+from cuckoo_api.guest.exchange import AgentSession, Reply
 from cuckoo_api.guest.job import GuestJob
 from cuckoo_api.guest.multipart import FilePart, Multipart
 
@@ -24,13 +25,8 @@ __all__ = ["AgentInfo", "GuestClient", "GuestError", "GuestJob", "Outcome"]
 
 log = structlog.get_logger()
 
-ANSWER_LIMIT = 1 << 20
-"""Bytes of one answer; more is a BadAnswer."""
 CONNECT_TIMEOUT = 0.25
 """For one attempt while waiting: a lost SYN is sent again only after a second."""
-REQUEST_TIMEOUT = 30.0
-SLOWEST = 1 << 20
-"""Bytes a second that an upload must reach, on top of REQUEST_TIMEOUT."""
 STATUS_TIMEOUT = 5.0
 STATUS_INTERVAL = 5.0
 FIRST_PAUSE = 0.02
@@ -84,10 +80,6 @@ class _Places:
         return f"{self.analyzer}{self.separator}{name}"
 
 
-class _Reply(msgspec.Struct):
-    message: str = ""
-
-
 class _Environ(msgspec.Struct):
     environ: dict[str, str]
 
@@ -106,9 +98,6 @@ class _Executed(msgspec.Struct):
     stderr: str = ""
 
 
-_T = TypeVar("_T")
-
-
 class GuestClient:
     """The agent at ``host:port`` or ``unix:/path``. Use as an async context manager.
 
@@ -116,24 +105,11 @@ class GuestClient:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        self._session: aiohttp.ClientSession | None = None
+        self._session = AgentSession(address)
         self._info = AgentInfo()
 
     async def __aenter__(self) -> Self:
-        if self._address.startswith("unix:"):
-            base = "http://agent"
-            connector: aiohttp.BaseConnector = aiohttp.UnixConnector(self._address[5:], limit=4)
-        else:
-            base = f"http://{self._address}"
-            connector = aiohttp.TCPConnector(limit=4, use_dns_cache=False)
-        self._session = aiohttp.ClientSession(
-            base,
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-        )
+        await self._session.__aenter__()
         return self
 
     async def __aexit__(
@@ -142,9 +118,7 @@ class GuestClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._session.__aexit__(kind, error, trace)
 
     async def wait_ready(self, timeout: float) -> AgentInfo:
         """Return as soon as the agent answers. Raises AgentUnreachable after ``timeout`` s."""
@@ -155,7 +129,7 @@ class GuestClient:
         while (left := deadline - loop.time()) > 0:
             limits = aiohttp.ClientTimeout(total=min(left, 5.0), sock_connect=CONNECT_TIMEOUT)
             try:
-                self._info = await self._ask("GET", "/", AgentInfo, limits=limits)
+                self._info = await self._session.ask("GET", "/", AgentInfo, limits=limits)
             except GuestError as error:
                 last = error
             else:
@@ -163,7 +137,8 @@ class GuestClient:
             await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
             pause = min(pause * 2, LONGEST_PAUSE)
         raise AgentUnreachable(
-            f"The agent at {self._address} did not answer within {timeout:g} s", log=str(last)
+            f"The agent at {self._session.address} did not answer within {timeout:g} s",
+            log=str(last),
         )
 
     async def start(self, job: GuestJob) -> None:
@@ -194,7 +169,7 @@ class GuestClient:
             try:
                 state, description = await self._status(max(0.1, deadline - loop.time()))
             except GuestError as error:
-                log.debug("guest.status_failed", address=self._address, error=error.log)
+                log.debug("guest.status_failed", address=self._session.address, error=error.log)
             else:
                 if state in ENDS:
                     return Outcome(ENDS[state], description)
@@ -217,23 +192,27 @@ class GuestClient:
     async def store(self, filepath: str, content: bytes | Path) -> None:
         """Write a file in the guest; a Path is streamed."""
         part = FilePart("file", "sample.bin", content)
-        await self._ask("POST", "/store", _Reply, body=Multipart({"filepath": filepath}, part))
+        await self._session.ask(
+            "POST", "/store", Reply, body=Multipart({"filepath": filepath}, part)
+        )
 
     async def extract(self, dirpath: str, archive: Path) -> None:
         """Unpack a zip into a folder of the guest."""
         part = FilePart("zipfile", "analyzer.zip", archive)
-        await self._ask("POST", "/extract", _Reply, body=Multipart({"dirpath": dirpath}, part))
+        await self._session.ask(
+            "POST", "/extract", Reply, body=Multipart({"dirpath": dirpath}, part)
+        )
 
     async def execute(self, command: str) -> tuple[str, str]:
         """Run a command line in the guest to its end. Returns its standard output and error."""
         form = {"command": command, "shell": "yes"}
-        done = await self._ask("POST", "/execute", _Executed, form=form)
+        done = await self._session.ask("POST", "/execute", _Executed, form=form)
         return done.stdout, done.stderr
 
     async def order(self, command: str) -> None:
         """Start a command line in the guest, and do not wait for it."""
         form = {"command": command, "shell": "yes", "async": "yes"}
-        await self._ask("POST", "/execute", _Reply, form=form)
+        await self._session.ask("POST", "/execute", Reply, form=form)
 
     async def make_executable(self, filepath: str) -> None:
         """Let a file of a Unix guest be run."""
@@ -241,7 +220,7 @@ class GuestClient:
 
     async def mark(self, status: str) -> None:
         """Give the agent a status, before an analysis; it is lost when the guest restarts."""
-        await self._ask("POST", "/status", _Reply, form={"status": status})
+        await self._session.ask("POST", "/status", Reply, form={"status": status})
 
     async def forgets(self, timeout: float, marked: str) -> bool:
         """Whether, within ``timeout`` s, the agent falls silent or does not know the mark."""
@@ -282,16 +261,16 @@ class GuestClient:
     async def _start_installed(self, job: GuestJob) -> None:
         fields = {"conf": job.conf()}
         if job.sample is None:
-            await self._ask("POST", "/analysis", _Reply, form=fields)
+            await self._session.ask("POST", "/analysis", Reply, form=fields)
             return
         fields["filepath"] = f"{self._info.temporary}/{job.file_name}"
         part = FilePart("file", "sample.bin", job.sample)
-        await self._ask("POST", "/analysis", _Reply, body=Multipart(fields, part))
+        await self._session.ask("POST", "/analysis", Reply, body=Multipart(fields, part))
 
     async def _upload_analyzer(self, archive: Path) -> _Places:
-        environ = (await self._ask("GET", "/environ", _Environ)).environ
+        environ = (await self._session.ask("GET", "/environ", _Environ)).environ
         root, temporary, separator = _roots(environ)
-        made = await self._ask("POST", "/mkdtemp", _Folder, form={"dirpath": root})
+        made = await self._session.ask("POST", "/mkdtemp", _Folder, form={"dirpath": root})
         await self.extract(made.dirpath, archive)
         return _Places(made.dirpath, temporary, separator)
 
@@ -300,101 +279,28 @@ class GuestClient:
         form = {"async": "yes", "cwd": places.analyzer}
         # an agent that does not tell its features is an old one, which knows this
         if "execpy" in self._info.features or not self._info.features:
-            await self._ask("POST", "/execpy", _Reply, form={**form, "filepath": script})
+            await self._session.ask("POST", "/execpy", Reply, form={**form, "filepath": script})
             return
         python = "python" if places.separator == "\\" else "python3"
-        await self._ask("POST", "/execute", _Reply, form={**form, "command": f"{python} {script}"})
+        await self._session.ask(
+            "POST", "/execute", Reply, form={**form, "command": f"{python} {script}"}
+        )
 
     async def _pin(self) -> None:
         """Ask the agent to serve this host only."""
         if self._info.features and "pinning" not in self._info.features:
             return
         try:
-            await self._ask("GET", "/pinning", _Reply)
+            await self._session.ask("GET", "/pinning", Reply)
         except AgentRefused as error:
             # pinned before the snapshot was taken: to this host, or it would not answer at all
-            log.warning("guest.already_pinned", address=self._address, error=str(error))
+            log.warning("guest.already_pinned", address=self._session.address, error=str(error))
 
     async def _status(self, timeout: float) -> tuple[str, str]:
         """The agent's word for the state of the analysis, and its description."""
         limits = aiohttp.ClientTimeout(total=min(STATUS_TIMEOUT, timeout))
-        reply = await self._ask("GET", "/status", _Status, limits=limits)
+        reply = await self._session.ask("GET", "/status", _Status, limits=limits)
         return reply.status, (reply.description or "")[:4000]
-
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        answer: type[_T],
-        *,
-        form: Mapping[str, str] | None = None,
-        body: Multipart | None = None,
-        limits: aiohttp.ClientTimeout | None = None,
-    ) -> _T:
-        """One exchange. Raises AgentUnreachable, AgentRefused or BadAnswer."""
-        if self._session is None:
-            raise RuntimeError("GuestClient is an async context manager")
-        where = f"{method} {path} at {self._address}"
-        try:
-            async with (
-                _data(form, body) as (data, headers, size),
-                self._session.request(
-                    method,
-                    path,
-                    data=data,
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=limits or aiohttp.ClientTimeout(REQUEST_TIMEOUT + size / SLOWEST),
-                ) as response,
-            ):
-                status = response.status
-                content = await _read(response)
-        except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
-            raise AgentUnreachable(
-                f"The agent does not answer {where}", log=f"{where}: {error!r}"
-            ) from error
-        except ValueError as error:
-            # aiohttp's own parsers raise it for some malformed headers
-            raise BadAnswer(
-                f"The agent's answer to {where} is malformed", log=repr(error)
-            ) from error
-        return _decode(where, status, content, answer)
-
-
-@contextlib.asynccontextmanager
-async def _data(
-    form: Mapping[str, str] | None, body: Multipart | None
-) -> AsyncIterator[tuple[object, Mapping[str, str], int]]:
-    """The body of a request, its headers and its size."""
-    if body is None:
-        yield (aiohttp.FormData(dict(form)) if form else None), {}, 0
-        return
-    async with body:
-        yield body.stream(), body.headers, body.size
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    content = bytearray()
-    async for piece in response.content.iter_chunked(1 << 16):
-        content += piece
-        if len(content) > ANSWER_LIMIT:
-            response.close()
-            raise BadAnswer(f"The agent's answer exceeds {ANSWER_LIMIT} bytes")
-    return bytes(content)
-
-
-def _decode(where: str, status: int, content: bytes, answer: type[_T]) -> _T:
-    try:
-        if status != 200:
-            reply = msgspec.json.decode(content, type=_Reply)
-            raise AgentRefused(f"The agent refused {where}: {reply.message[:500]}", status)
-        return msgspec.json.decode(content, type=answer)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        if status != 200:
-            raise AgentRefused(f"The agent refused {where} with status {status}", status) from error
-        raise BadAnswer(
-            f"The agent's answer to {where} is not as its protocol says", log=f"{where}: {error}"
-        ) from error
 
 
 def _roots(environ: Mapping[str, str]) -> tuple[str, str, str]:
