@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import random
 import re
 import socket
 import ssl
@@ -72,9 +73,9 @@ def tcp(
     return ip(src, dst, inner, dpkt.ip.IP_PROTO_TCP)
 
 
-def pcap(packets: Sequence[bytes]) -> bytes:
+def pcap(packets: Sequence[bytes], link: int = 1) -> bytes:
     out = io.BytesIO()
-    writer = dpkt.pcap.Writer(out)
+    writer = dpkt.pcap.Writer(out, linktype=link)
     for number, packet in enumerate(packets):
         writer.writepkt(packet, ts=1700000000 + number / 10)
     return out.getvalue()
@@ -429,6 +430,42 @@ def test_a_packet_length_of_four_gigabytes_is_not_believed(parse: Parse, notes: 
 
     assert section["domains"][0]["domain"] == "kept.example"
     assert any("breaks off" in note for note in notes.lines)
+
+
+@pytest.mark.parametrize(("order", "magic", "parts"), [
+    ("<", 0xA1B2C3D4, 10**6), (">", 0xA1B2C3D4, 10**6),
+    ("<", 0xA1B23C4D, 10**9), (">", 0xA1B23C4D, 10**9),
+])  # fmt: skip
+def test_every_form_of_a_capture(parse: Parse, order: str, magic: int, parts: int) -> None:
+    capture = struct.pack(f"{order}IHHiIII", magic, 2, 4, 0, 0, 65535, 1)
+    for second, part in ((1_700_000_000, 0), (1_700_000_001, parts // 4)):
+        frame = tcp(GUEST, 1000 + second % 10, SERVER, 80, SYN, 1)
+        capture += struct.pack(f"{order}IIII", second, part, len(frame), len(frame)) + frame
+
+    assert [(item["sport"], item["time"]) for item in parse(capture)["tcp"]] == [
+        (1000, 0.0), (1001, 1.25),
+    ]  # fmt: skip
+
+
+def test_damaged_packets_read_the_same_the_short_way_and_by_the_library(parse: Parse) -> None:
+    chance = random.Random(5)
+    frames = []
+    for number in range(300):
+        ends = (GUEST, 1000 + number, SERVER, 80)
+        frame = bytearray(
+            tcp(*ends, chance.choice((SYN, ACK, RST | ACK)), number, b"GET / HTTP/1.1")
+        )
+        for _ in range(chance.randrange(3)):
+            frame[chance.choice((14, 16, 17, 20, 21, 23, 46, 47))] = chance.randrange(256)
+        size = chance.choice((len(frame), len(frame), chance.randrange(20, len(frame))))
+        frames.append(bytes(frame[:size]))
+
+    short = parse(pcap(frames))
+    # without the frame's own head, which the short way knows alone
+    library = parse(pcap([frame[14:] for frame in frames], link=101))
+
+    assert 100 < len(short["tcp"]) < 300
+    assert short | {"pcap_sha256": ""} == library | {"pcap_sha256": ""}
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 24, b"not a capture at all, but longer"])

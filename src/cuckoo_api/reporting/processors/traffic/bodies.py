@@ -43,6 +43,8 @@ class Bodies:
         self._unpacked = MAX_BODIES_SIZE
         self.files: dict[str, bytes] = {}
         """The contents by SHA-256, of the bodies that were described."""
+        self._facts: dict[str, dict[str, Any]] = {}
+        """Of these: the same body often comes again."""
 
     def begin(self) -> Body:
         """For a message whose head went by."""
@@ -69,15 +71,16 @@ class Bodies:
                 self._notes.cut("network.http, bodies", MAX_BODIES)
                 return None
             self.files[sha256] = data
-        return {
-            "path": f"network/{sha256}",
-            "size": len(data),
-            "truncated": not whole,
-            "type": file_type(data),
-            "md5": hashlib.md5(data, usedforsecurity=False).hexdigest(),
-            "sha1": hashlib.sha1(data, usedforsecurity=False).hexdigest(),
-            "sha256": sha256,
-        }
+            self._facts[sha256] = {
+                "path": f"network/{sha256}",
+                "size": len(data),
+                "truncated": False,
+                "type": file_type(data),
+                "md5": hashlib.md5(data, usedforsecurity=False).hexdigest(),
+                "sha1": hashlib.sha1(data, usedforsecurity=False).hexdigest(),
+                "sha256": sha256,
+            }
+        return self._facts[sha256] | {"truncated": not whole}
 
     def _unpack(self, data: bytes, *, whole: bool) -> tuple[bytes, bool]:
         """What was compressed on its way, up to a limit; as it came when it was not really."""

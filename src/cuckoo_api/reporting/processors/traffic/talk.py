@@ -14,7 +14,7 @@ from cuckoo_api.reporting.job import Job
 from cuckoo_api.reporting.processors.traffic.bodies import Bodies
 from cuckoo_api.reporting.processors.traffic.dns import DnsDialogue, Questions
 from cuckoo_api.reporting.processors.traffic.http import Exchange, HttpDialogue
-from cuckoo_api.reporting.processors.traffic.packets import IP
+from cuckoo_api.reporting.processors.traffic.packets import IP, Segment
 from cuckoo_api.reporting.processors.traffic.streams import (
     HTTP,
     TLS,
@@ -83,17 +83,18 @@ class Talk:
         self._http: list[tuple[Flow, Exchange]] = []
         self._tls: list[tuple[Flow, dict[str, Any]]] = []
 
-    def feed(self, seen: float, packet: IP) -> None:
+    def feed(self, seen: float, packet: Segment | IP) -> None:
         """Take a packet that was seen at a Unix time."""
         if self._began is None:
             self._began = seen
         offset = self._now = seen - self._began
         family = socket.AF_INET if len(packet.src) == 4 else socket.AF_INET6
         src, dst = socket.inet_ntop(family, packet.src), socket.inet_ntop(family, packet.dst)
+        if isinstance(packet, Segment):
+            self._take_tcp((src, packet.sport, dst, packet.dport), offset, packet)
+            return
         inner = packet.data
-        if isinstance(inner, dpkt.tcp.TCP):
-            self._take_tcp((src, inner.sport, dst, inner.dport), offset, inner)
-        elif isinstance(inner, dpkt.udp.UDP):
+        if isinstance(inner, dpkt.udp.UDP):
             self._take_udp((src, inner.sport, dst, inner.dport), offset, inner)
         elif isinstance(inner, dpkt.icmp.ICMP | dpkt.icmp6.ICMP6):
             self._take_icmp(src, dst, inner)
@@ -129,7 +130,7 @@ class Talk:
             self._host(flow.src, flow.dst)
         return flow
 
-    def _take_tcp(self, ends: Ends, offset: float, segment: Any) -> None:
+    def _take_tcp(self, ends: Ends, offset: float, segment: Segment) -> None:
         syn, ack = segment.flags & dpkt.tcp.TH_SYN, segment.flags & dpkt.tcp.TH_ACK
         back = (ends[2], ends[3], ends[0], ends[1])
         if self._ours(ends) or self._ours(back):
@@ -140,9 +141,8 @@ class Talk:
         flow = self._flow(self._tcp, ends, offset)
         if flow is None:
             return
-        data = bytes(segment.data)
         flow.packets += 1
-        flow.size += len(data)
+        flow.size += len(segment.data)
         key = (flow.src, flow.sport, flow.dst, flow.dport)
         connection = self._open.get(key)
         if syn and not ack and connection is not None and ends == key:
@@ -152,8 +152,8 @@ class Talk:
             connection = self._connect(flow, key)
         direction = connection.client if ends == key else connection.server
         if syn:
-            direction.syn(segment.seq)
-        direction.segment((segment.seq + bool(syn)) % (1 << 32), data)
+            direction.syn(segment.sequence)
+        direction.segment((segment.sequence + bool(syn)) % (1 << 32), segment.data)
         if segment.flags & dpkt.tcp.TH_RST:
             connection.close()
 
