@@ -251,7 +251,7 @@ def internet(folder: Path) -> Lab:
         lab.run("web", "ip", "address", "add", f"{WEB}/32", "dev", "lo")
         lab.run("web", "ip", "route", "add", "192.168.156.0/24", "via", UPLINK_ADDRESS)
         lab.run("host", "ip", "route", "add", "default", "via", "198.51.100.10")
-        lab.run("provider", "ip", "route", "add", f"{WEB}/32", "via", "203.0.113.10")
+        lab.run("provider", "ip", "route", "add", "default", "via", "203.0.113.10")
         for name in ("provider", "web"):
             lab.run(name, "sysctl", "-qw", "net.ipv4.ip_forward=1")
         lab.python("web", WEB_SERVER)

@@ -28,7 +28,12 @@ class NotedKernel(Kernel):
         self.open: dict[str, Exit] = {}
         self.refuses: set[str] = set()
         """What it does not do: ``lead`` or ``apply``."""
-        self.known = [Peer(endpoint="203.0.113.7:51820", handshake=0, rx_bytes=1, tx_bytes=2)]
+        self.known = [
+            Peer(
+                endpoint="203.0.113.7:51820", handshake=0, rx_bytes=1, tx_bytes=2,
+                allowed=["0.0.0.0/0"],
+            )
+        ]  # fmt: skip
         self.news: asyncio.Queue[str] = asyncio.Queue()
 
     async def reset(self, interfaces: Sequence[str]) -> None:

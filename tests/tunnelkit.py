@@ -127,19 +127,31 @@ class WireGuard:
             path.chmod(0o600)
             self._keys[name] = lab.run("host", "wg", "pubkey", stdin=private).strip()
 
+    @property
+    def peer(self) -> str:
+        """The provider, by its key."""
+        return self._keys["server"]
+
     def start_server(self) -> None:
         self.server = self._start("provider", self._far)
         self._set("provider", self._far, "server", "client", "10.9.0.2/32", "listen-port", "51820")
         self._up("provider", self._far, "10.9.0.1/24")
         masquerade(self._lab, "10.9.0.0/24", WIREGUARD_EXIT)
 
-    def start_client(self) -> None:
+    def start_client(self, *, silent: bool = False) -> None:
+        """``silent``: it sends nothing by itself, no handshake either."""
         self.client = self._start("host", self.interface)
-        end = ["endpoint", f"{PROVIDER}:51820", "persistent-keepalive", "1"]
+        end = ["endpoint", f"{PROVIDER}:51820", "persistent-keepalive", "0" if silent else "1"]
         self._set("host", self.interface, "client", "server", "0.0.0.0/0", peer=end)
         self._up("host", self.interface, "10.9.0.2/24")
+        if silent:
+            return
         shown = ("wg", "show", self.interface, "latest-handshakes")
         until(lambda: self._lab.run("host", *shown).split()[1] != "0", "the handshake")
+
+    def received(self) -> int:
+        """Bytes that the host has from its peer."""
+        return int(self._lab.run("host", "wg", "show", self.interface, "transfer").split()[1])
 
     def kill(self, process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
         assert process is not None

@@ -89,7 +89,7 @@ async def test_the_state_of_each_vpn_is_told(site: Site) -> None:
     assert first["since"]
     assert first == {
         "name": "vpn0", "description": "Spain, Europe", "interface": "lo", "status": "up",
-        "since": first["since"], "peer": "", "rx_bytes": first["rx_bytes"],
+        "since": first["since"], "proof": "none", "peer": "", "rx_bytes": first["rx_bytes"],
         "tx_bytes": first["tx_bytes"], "error": None,
     }  # fmt: skip
     assert (second["status"], second["error"]) == (

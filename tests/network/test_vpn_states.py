@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from netkit import WEB, Lab, Start, until
-from tunnelkit import WIREGUARD_EXIT, OpenVpn, WireGuard, certificates
+from tunnelkit import SERVER, WIREGUARD_EXIT, OpenVpn, WireGuard, certificates
 
 WATCH = """
 import asyncio, json, sys
@@ -62,6 +62,11 @@ class Watch:
         socket = str(self._cwd / "rooter.sock")
         self._process = self._lab.python("host", WATCH, str(self._cwd), socket)
 
+    def rests(self) -> bool:
+        """Whether nothing changes for longer than a peer may be silent."""
+        assert self._process is not None
+        return not select.select([self._process.stdout], [], [], 3)[0]
+
     def next(self) -> tuple[str, str, str]:
         """The next change: status, why, and the address that the probe saw."""
         assert self._process is not None
@@ -79,12 +84,14 @@ def openvpn(lab: Lab, tmp_path: Path) -> OpenVpn:
 
 
 def test_openvpn_in_every_situation(lab: Lab, cwd: Path, openvpn: OpenVpn) -> None:
+    (openvpn.folder / "server.conf").write_text(SERVER.replace("keepalive 1 4\n", ""))
     watch = Watch(lab, cwd, "vpn0", "tun0", f"management = {openvpn.management}")
     watch.open()
     assert watch.next() == ("down", "there is no interface tun0 that is up", "")
     openvpn.start_server()
     openvpn.start_client()
     assert watch.next()[0] == "up"
+    assert watch.rests(), "its server never pings"
 
     openvpn.kill(openvpn.server, signal.SIGSTOP)
     status, why, _ = watch.next()
@@ -144,6 +151,43 @@ def test_wireguard_with_a_probe(lab: Lab, cwd: Path, tmp_path: Path, start_roote
     assert watch.next()[0] == "up"
     tunnel.kill(tunnel.client, signal.SIGKILL)
     assert watch.next()[0] == "down"
+
+
+def test_a_wireguard_that_nobody_uses_is_up_until_its_peer_dies(
+    lab: Lab, cwd: Path, tmp_path: Path, start_rooter: Start
+) -> None:
+    tunnel = WireGuard(lab, tmp_path)
+    tunnel.start_server()
+    watch = Watch(lab, cwd, "wg", tunnel.interface, "type = wireguard")
+    start_rooter()
+    with lab.capture("provider", "out") as beyond, lab.capture("host", "uplink") as uplink:
+        tunnel.start_client(silent=True)
+        watch.open()
+        status, why, _ = watch.next()
+        if status == "down":  # it was seen between its making and its address
+            status, why, _ = watch.next()
+        assert (status, why) == ("stale", "there never was a handshake")
+        assert watch.next()[0] == "up", "what was sent to it made one"
+        assert watch.rests()
+        assert not [line for line in beyond() + uplink() if "192.0.2.1" in line]
+    tunnel.kill(tunnel.server, signal.SIGSTOP)
+    status, why, _ = watch.next()
+    assert (status, why[:21]) == ("stale", "nothing came from the")
+    tunnel.kill(tunnel.server, signal.SIGCONT)
+    assert watch.next()[0] == "up"
+
+
+def test_wireguard_acknowledges_what_nobody_answers(lab: Lab, tmp_path: Path) -> None:
+    tunnel = WireGuard(lab, tmp_path)
+    tunnel.start_server()
+    silence = "type filter hook output priority 0; ip protocol icmp drop;"
+    lab.run("provider", "nft", "-f", "-", stdin=f"table ip no {{ chain out {{ {silence} }}\n}}\n")
+    tunnel.start_client()
+    lab.run("host", "wg", "set", tunnel.interface, "peer", tunnel.peer, "persistent-keepalive", "0")
+    before = tunnel.received()
+    nudge = "import sys; from cuckoo_api.network.probe import nudge; nudge(*sys.argv[1:])"
+    lab.run("host", sys.executable, "-c", nudge, "192.0.2.1", tunnel.interface)
+    until(lambda: tunnel.received() > before, "WireGuard's own acknowledgement", 12)
 
 
 def test_an_interface_is_judged_by_an_echo(lab: Lab, cwd: Path, openvpn: OpenVpn) -> None:

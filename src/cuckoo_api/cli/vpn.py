@@ -15,7 +15,7 @@ from cuckoo_api.cli.common import connect, console, need_cwd, text
 from cuckoo_api.model.errors import BadInput, CuckooError
 from cuckoo_api.network.rooter.client import RooterClient
 from cuckoo_api.network.tunnels import Look, look_at
-from cuckoo_api.network.vpn import HANDSHAKE, SILENCE, age_of
+from cuckoo_api.network.vpn import SILENCE
 from cuckoo_api.settings import Vpn, load_network
 
 NONE = "No VPN is set up; conf/routing.conf has a section to begin with."
@@ -106,11 +106,6 @@ async def _proof(vpn: Vpn, rooter: RooterClient, seen: Look) -> Step:
         return Step("answer", True, f"{vpn.probe} answered{address}")
     if seen.heard is not None:
         return await _heard(vpn, rooter, seen.heard)
-    if seen.handshake is not None:
-        age = age_of(seen.handshake)
-        holds = age is not None and age <= HANDSHAKE
-        when = "never" if age is None else f"{age:.0f} s ago"
-        return Step("answer", holds, f"the last handshake was {when}; a probe would prove more")
     return Step("answer", False, "nothing proves it: set a probe for it in conf/routing.conf")
 
 

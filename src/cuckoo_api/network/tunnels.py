@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from cuckoo_api.model.errors import CuckooError
 from cuckoo_api.network import probe as probing
 from cuckoo_api.network.rooter.client import RooterClient, RooterUnavailable
+from cuckoo_api.network.rooter.commands import Peer
 from cuckoo_api.settings import Vpn
 
 INTERFACES = Path("/sys/class/net")
@@ -33,7 +36,7 @@ class Look:
     heard: int | None = None
     """A counter that rises with whatever the peer sends, also when nobody uses the tunnel."""
     handshake: int | None = None
-    """When WireGuard's peer last proved that it is there, in seconds since 1970."""
+    """When WireGuard last agreed on keys with its peer, in seconds since 1970; 0: never."""
     probed: bool | None = None
     """Whether the probe was answered; None: there is none."""
     address: str = ""
@@ -42,12 +45,17 @@ class Look:
 
 
 async def look_at(vpn: Vpn, rooter: RooterClient) -> Look:
-    """Look once; a few seconds at most. Raises RooterUnavailable where only the rooter knows."""
+    """Look once; a few seconds at most. Raises RooterUnavailable where only the rooter knows.
+
+    A tunnel that nobody uses is silent. So each look sends something into it, for the next to see
+    what came back.
+    """
     rx, tx = _counters(vpn.interface)
     if not is_up(vpn.interface):
         return Look(error=f"there is no interface {vpn.interface} that is up")
     seen = Look(present=True, rx_bytes=rx, tx_bytes=tx)
     if vpn.type == "openvpn":
+        probing.nudge(probing.NOBODY[0], vpn.interface)
         seen = await _openvpn(vpn.management, seen)
     elif vpn.type == "wireguard":
         seen = await _wireguard(vpn, rooter, seen)
@@ -117,10 +125,34 @@ async def _wireguard(vpn: Vpn, rooter: RooterClient, seen: Look) -> Look:
         raise
     except CuckooError as exc:
         return replace(seen, present=False, error=str(exc))
-    if not peers:
-        return replace(seen, connected=False, error="WireGuard has no peer")
-    last = max(peers, key=lambda peer: peer.handshake)
-    return replace(seen, peer=last.endpoint, handshake=last.handshake)
+    found = exit_peer(peers)
+    if found is None:
+        return replace(seen, connected=False, error="WireGuard has no peer that carries IPv4")
+    peer, address = found
+    probing.nudge(address, vpn.interface)
+    return replace(seen, peer=peer.endpoint, heard=peer.rx_bytes, handshake=peer.handshake)
+
+
+def exit_peer(peers: list[Peer]) -> tuple[Peer, str] | None:
+    """The peer that carries what is for anywhere, and an address that leads to it."""
+    networks = sorted(_networks(peers), key=lambda one: -one[0].prefixlen)
+    if not networks:
+        return None
+    widest, peer = networks[-1]
+    own = (str(widest[0]), str(widest[-1]))
+    for address in (*probing.NOBODY, *own):
+        # the narrowest network that holds it decides, as in a routing table
+        carriers = (one for network, one in networks if IPv4Address(address) in network)
+        if next(carriers, None) is peer:
+            return peer, address
+    return peer, own[0]
+
+
+def _networks(peers: list[Peer]) -> Iterator[tuple[IPv4Network, Peer]]:
+    for peer in peers:
+        for text in peer.allowed:
+            with contextlib.suppress(ValueError):  # it is one of IPv6
+                yield IPv4Network(text), peer
 
 
 def is_up(interface: str) -> bool:

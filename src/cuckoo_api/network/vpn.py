@@ -23,10 +23,14 @@ from cuckoo_api.settings import Vpn
 
 log = structlog.get_logger()
 
-PERIOD = 5.0
-"""Seconds between two looks."""
-SILENCE = 20.0
-"""Seconds in which nothing came from the peer: OpenVPN pings every ten, by the usual settings."""
+PERIOD = 4.0
+"""Seconds from one look to the next."""
+SILENCE = 22.0
+"""Seconds in which nothing came from the peer, of which one sign may be lost.
+
+OpenVPN pings every ten by the usual settings. WireGuard acknowledges a datagram after ten, and
+when nothing came for fifteen it asks for new keys, which the peer answers at once.
+"""
 HANDSHAKE = 180
 """Seconds after which WireGuard itself gives a session up."""
 FAILURES = 2
@@ -46,6 +50,8 @@ class VpnState(msgspec.Struct, frozen=True, kw_only=True):
     """``up``: something came back lately; ``stale``: it is set up and nothing does; ``down``."""
     since: str
     """When it got that status."""
+    proof: Literal["probe", "peer", "none"]
+    """What tells that something comes back: an answered probe, what the peer sends, nothing."""
     peer: str
     """Address of the other end, where it is known."""
     rx_bytes: int
@@ -78,31 +84,33 @@ class Judge:
         if not seen.connected:
             return "stale", seen.error
         self.failures = self.failures + 1 if seen.probed is False else 0
+        if seen.handshake == 0:
+            return "stale", "there never was a handshake"
+        silent = self._silence(seen, now, wall)
         if seen.probed:
             return "up", ""
-        if seen.heard is not None:
-            if self.heard is None or seen.heard > self.heard:
-                self.heard, self.heard_at = seen.heard, now
-            elif seen.heard < self.heard:  # it was started anew
-                self.heard = seen.heard
-            silent = now - self.heard_at
-            if silent < SILENCE:
-                return "up", ""
-            return "stale", f"nothing came from the peer for {silent:.0f} s"
-        if seen.handshake is not None:
-            age = age_of(seen.handshake, wall)
-            if age is None:
-                return "stale", "there never was a handshake"
-            if age > HANDSHAKE:
-                return "stale", f"the last handshake was {age:.0f} s ago"
         if self.failures >= FAILURES:
             return "stale", seen.error
+        if silent >= SILENCE:
+            return "stale", f"nothing came from the peer for {silent:.0f} s"
         return "up", ""
 
+    def _silence(self, seen: Look, now: float, wall: float) -> float:
+        """Seconds in which the peer's counter did not rise; 0 where there is none."""
+        if seen.heard is None:
+            return 0.0
+        if self.heard is None:  # a first look tells no more than that
+            age = wall - seen.handshake if seen.handshake else 0.0
+            self.heard_at = now - age if age > HANDSHAKE else now
+        elif seen.heard > self.heard:
+            self.heard_at = now
+        self.heard = seen.heard  # it is less where the tunnel was started anew
+        return now - self.heard_at
 
-def age_of(handshake: int, wall: float | None = None) -> float | None:
-    """Seconds since it; None: there never was one."""
-    return (time.time() if wall is None else wall) - handshake if handshake else None
+
+def proof_of(vpn: Vpn) -> Literal["probe", "peer", "none"]:
+    """What its state rests on, besides that its interface is up."""
+    return "probe" if vpn.probe else "none" if vpn.type == "interface" else "peer"
 
 
 class Monitor:
@@ -217,6 +225,7 @@ class Monitor:
             interface=vpn.interface,
             status=status,
             since=before.since if before and before.status == status else now_text(),
+            proof=proof_of(vpn),
             peer=seen.peer,
             rx_bytes=seen.rx_bytes,
             tx_bytes=seen.tx_bytes,
@@ -230,6 +239,7 @@ class Monitor:
     async def _look_again_and_again(self) -> None:
         while True:
             await self._needed.wait()
+            began = time.monotonic()
             with contextlib.suppress(RooterUnavailable):
                 await self.look()
             if self.rooter_is_away:
@@ -239,4 +249,4 @@ class Monitor:
                     self.on_rooter_back()
             if not self._vpns and not self.rooter_is_away:
                 self._needed.clear()
-            await asyncio.sleep(PERIOD)
+            await asyncio.sleep(max(0.0, began + PERIOD - time.monotonic()))

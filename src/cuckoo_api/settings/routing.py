@@ -209,8 +209,8 @@ def read_vpns(file: IniFile, wanted: VpnSection, sections: Mapping[str, Vpn]) ->
             file.fault(section, "dns", f"{vpn.dns!r}; allowed: an IPv4 address")
         if vpn.country and not _COUNTRY.fullmatch(vpn.country):
             file.fault(section, "country", f"{vpn.country!r}; allowed: two letters, such as de")
-        if vpn.type == "wireguard" and not vpn.probe:
-            file.warn(section, "probe", "without it a dead peer is noticed after 3 minutes only")
+        if vpn.type == "interface" and not vpn.probe:
+            file.warn(section, "probe", "without it nothing tells whether the other end is there")
         found[name] = vpn
     if wanted.enabled and not found:
         file.fault("vpn", "vpns", "is empty; allowed: the sections of VPNs, separated by commas")

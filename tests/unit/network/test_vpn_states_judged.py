@@ -13,7 +13,7 @@ from cuckoo_api.network import probe, tunnels, vpn
 from cuckoo_api.network.rooter.client import RooterClient, RooterRefused, RooterUnavailable
 from cuckoo_api.network.rooter.commands import Peer
 from cuckoo_api.network.tunnels import Look, look_at
-from cuckoo_api.network.vpn import HANDSHAKE, SILENCE, Judge, Monitor, VpnState
+from cuckoo_api.network.vpn import HANDSHAKE, PERIOD, SILENCE, Judge, Monitor, VpnState
 from cuckoo_api.settings import Vpn
 
 pytestmark = pytest.mark.slow
@@ -37,22 +37,38 @@ def test_a_counter_has_to_rise() -> None:
     ) == ["up", "up", "stale", "up", "up", "up", "stale"]  # fmt: skip
 
 
-def test_a_handshake_has_to_be_young() -> None:
-    def shaken(ago: float) -> Look:
-        return Look(present=True, handshake=int(WALL - ago))
+def test_a_dead_peer_is_stale_within_30_seconds_and_a_sign_each_ten_may_be_lost_once() -> None:
+    looks = [number * PERIOD for number in range(20)]
+    for phase in (0.01, PERIOD / 2, PERIOD - 0.01):
+        last = looks[3] - phase  # the peer's last sign, between two looks
+        seen = [Look(present=True, heard=int(at >= last)) for at in looks]
+        said = judged(*zip(looks, seen, strict=True))
+        assert looks[said.index("stale")] - last < 30
+    living = [Look(present=True, heard=int(at // 20)) for at in looks]  # every other one is lost
+    assert set(judged(*zip(looks, living, strict=True))) == {"up"}
 
-    assert judged((0, shaken(1)), (0, shaken(HANDSHAKE + 1))) == ["up", "stale"]
-    assert judged((0, Look(present=True, handshake=0))) == ["stale"]
+
+def test_a_first_look_believes_a_young_handshake() -> None:
+    def shaken(ago: float, heard: int = 7) -> Look:
+        return Look(present=True, heard=heard, handshake=int(WALL - ago))
+
+    assert judged((0, shaken(HANDSHAKE - 1)), (SILENCE, shaken(HANDSHAKE))) == ["up", "stale"]
+    old = HANDSHAKE + 1
+    assert judged((0, shaken(old)), (4, shaken(old)), (8, shaken(old, 8))) == [
+        "stale", "stale", "up",
+    ], "a tunnel that nobody used makes no new keys"  # fmt: skip
+    assert judged((0, Look(present=True, heard=0, handshake=0))) == ["stale"]
 
 
 def test_an_answer_decides_and_two_that_are_missing() -> None:
     def probed(answered: bool) -> Look:
-        return Look(present=True, handshake=int(WALL - 999), probed=answered)
+        return Look(present=True, heard=1, handshake=int(WALL - 999), probed=answered)
 
     assert judged((0, probed(True))) == ["up"], "whatever else says"
-    plain = Look(present=True, probed=False, error="no answer")
-    yes = Look(present=True, probed=True)
-    assert judged((0, plain), (5, plain), (10, yes), (15, plain)) == ["up", "stale", "up", "up"]
+    for heard in (None, 1):
+        no = Look(present=True, heard=heard, probed=False, error="no answer")
+        yes = Look(present=True, heard=heard, probed=True)
+        assert judged((0, no), (5, no), (10, yes), (15, no)) == ["up", "stale", "up", "up"]
 
 
 def test_what_is_not_there_is_down_and_what_does_not_connect_is_stale() -> None:
@@ -82,13 +98,43 @@ def client(peers: list[Peer] | Exception) -> RooterClient:
     return Wire(peers)  # type: ignore[return-value]
 
 
-async def test_wireguard_is_judged_by_its_newest_peer() -> None:
+def peer(name: str, *allowed: str) -> Peer:
+    return Peer(endpoint=name, handshake=5, rx_bytes=7, tx_bytes=0, allowed=list(allowed))
+
+
+@pytest.mark.parametrize(
+    ("carries", "address"),
+    [
+        (["0.0.0.0/0", "::/0"], "192.0.2.1"),
+        (["0.0.0.0/1", "128.0.0.0/1"], "192.0.2.1"),
+        (["10.0.0.0/8"], "10.0.0.0"),
+    ],
+)
+async def test_wireguard_is_judged_by_the_peer_that_leads_out(
+    carries: list[str], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wire = Vpn(name="wg", interface="lo", type="wireguard")
-    old = Peer(endpoint="192.0.2.1:1", handshake=5, rx_bytes=0, tx_bytes=0)
-    new = Peer(endpoint="192.0.2.2:1", handshake=9, rx_bytes=0, tx_bytes=0)
-    seen = await look_at(wire, client([old, new]))
-    assert (seen.present, seen.peer, seen.handshake) == (True, "192.0.2.2:1", 9)
-    assert not (await look_at(wire, client([]))).connected
+    sent: list[tuple[str, str]] = []
+    monkeypatch.setattr(probe, "nudge", lambda *words: sent.append(words))
+    office, silent = peer("office", "10.7.0.0/16", "fd00::/8"), peer("silent")
+    way_out = peer("way out", *carries)
+    for peers in ([office, silent, way_out], [way_out, silent, office]):
+        seen = await look_at(wire, client(peers))
+        assert (seen.present, seen.peer, seen.heard, seen.handshake) == (True, "way out", 7, 5)
+    assert sent == [(address, "lo")] * 2
+
+
+async def test_a_narrower_network_of_another_peer_is_stepped_round() -> None:
+    tests = peer("tests", "192.0.2.0/24", "198.51.100.0/24")
+    found = tunnels.exit_peer([peer("way out", "0.0.0.0/0"), tests])
+    assert found is not None
+    assert (found[0].endpoint, found[1]) == ("way out", "203.0.113.1")
+
+
+async def test_a_wireguard_that_cannot_lead_out_is_not_connected() -> None:
+    wire = Vpn(name="wg", interface="lo", type="wireguard")
+    for peers in ([], [peer("six", "::/0")], [peer("none")]):
+        assert not (await look_at(wire, client(peers))).connected
     refused = await look_at(wire, client(RooterRefused("wg: no such device")))
     assert (refused.present, refused.error) == (False, "wg: no such device")
     with pytest.raises(RooterUnavailable):

@@ -77,6 +77,14 @@ def test_a_vpn_that_is_not_used_brings_no_warning(tmp_path: Path) -> None:
     assert load_network(tmp_path).vpns == {}
 
 
+def test_an_interface_of_which_nothing_is_known_brings_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    plain = "[vpn]\nenabled = yes\nvpns = a\n[a]\ninterface = tun0\n"
+    (tmp_path / "conf" / "routing.conf").write_text(plain)
+    [warning] = load_settings(tmp_path, [], machinery=()).warnings
+    assert "[a] probe: without it nothing tells" in warning
+
+
 def test_what_is_wrong_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     text = (
         "[routing]\nroute = tor\ninternet = a/b\ndns = example\non_down = later\n"

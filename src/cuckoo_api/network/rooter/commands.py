@@ -78,6 +78,8 @@ class Peer(msgspec.Struct, frozen=True):
     """When it last proved that it is there, in seconds since 1970; 0: never."""
     rx_bytes: int
     tx_bytes: int
+    allowed: list[str]
+    """The networks that it carries, such as 0.0.0.0/0."""
 
 
 class Known(msgspec.Struct, frozen=True, tag="known", tag_field="is"):

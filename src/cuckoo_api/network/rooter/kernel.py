@@ -135,10 +135,15 @@ class Kernel:
     async def peers(self, interface: str) -> list[Peer]:
         """What WireGuard knows. The first line has our own key, and each other one a secret."""
         lines = (await run("wg", "show", interface, "dump")).splitlines()[1:]
-        words = (line.split("\t") for line in lines)
         return [
-            Peer(endpoint=w[2], handshake=int(w[4]), rx_bytes=int(w[5]), tx_bytes=int(w[6]))
-            for w in words
+            Peer(
+                endpoint=endpoint,
+                handshake=int(handshake),
+                rx_bytes=int(rx),
+                tx_bytes=int(tx),
+                allowed=[] if allowed == "(none)" else allowed.split(","),
+            )
+            for _, _, endpoint, allowed, handshake, rx, tx, _ in (x.split("\t") for x in lines)
         ]
 
     async def part(self, interfaces: Iterable[str]) -> None:
