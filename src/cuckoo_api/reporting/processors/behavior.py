@@ -133,7 +133,7 @@ class TraceReader:
             self._notes.add(f"{TRACE}: {self._garbled} lines were not understood")
 
     def _completed(self, match: re.Match[bytes], key: int | None = None) -> None:
-        pid, seen, api, text, result, path, error, _ = match.groups()
+        pid, seen, api, text, result, path, *_ = match.groups()
         tid = int(pid)
         process = self._activity.process(tid, seen)
         apis = process.apis
@@ -142,17 +142,18 @@ class TraceReader:
         handler = self._handlers.get(api)
         if handler is not None:
             self._activity.now = float(seen)
-            handler(Call(process, self._activity.now, text, result, path))
+            failed = result[:1] in (b"-", b"?")
+            handler(Call(process, self._activity.now, text, result, failed, path))
         if process.room and self._activity.room:
-            self._activity.keep_call(process, self._call(tid, match, error))
+            self._activity.keep_call(process, self._call(tid, match))
         if api in MOVING or len(self._known) >= MAX_KNOWN:
             self._known.clear()
         elif key is not None and api in apis and api not in SENDING:
             self._known[key] = (process, api)
 
-    def _call(self, tid: int, match: re.Match[bytes], error: bytes | None) -> dict[str, Any]:
+    def _call(self, tid: int, match: re.Match[bytes]) -> dict[str, Any]:
         """A call as the report shows it."""
-        _, seen, name, text, result, *_ = match.groups()
+        _, seen, name, text, result, _, error, _ = match.groups()
         api = name.decode("ascii")
         shown = self._arguments.get((name, text))
         if shown is None:

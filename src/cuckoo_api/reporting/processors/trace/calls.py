@@ -49,12 +49,9 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     seen: float
     arguments: bytes
     result: bytes
+    failed: bool
     path: bytes | None
     """What the returned descriptor leads to."""
-
-    @property
-    def failed(self) -> bool:
-        return self.result.startswith(b"-") or self.result == b"?"
 
 
 class Interpreter:

@@ -15,12 +15,11 @@ MAX_ARGUMENTS = 12
 MAX_VALUE = 2048
 
 LINE = re.compile(
-    rb"^ *([0-9]{1,10}) +([0-9]{1,12}\.[0-9]{1,9}) (?:"
+    rb" *+([0-9]{1,10}) ++([0-9]{1,12}\.[0-9]{1,9}) (?:"
     rb"([a-z_][a-z0-9_]{0,31})\((.*)\) += "
-    rb"(\?|-?[0-9]{1,20}|0x[0-9a-f]{1,16})(?:<((?:->|[^<>\n])*)>(?:\(deleted\))?)?"
+    rb"(\?|-?[0-9]{1,20}|0x[0-9a-f]{1,16})(?:<((?:[^<>\n-]++|->?)*)>(?:\(deleted\))?)?"
     rb"(?: ([A-Z][A-Z0-9]{1,24})?[^\n]{0,512}\))?"
-    rb"|(.*))$",
-    re.MULTILINE,
+    rb"|(.*))$"
 )
 """What a whole line holds: pid, time, then call, arguments, result, the result's path and the
 error's name; or the rest as it is."""
@@ -32,18 +31,18 @@ KILLED = re.compile(rb"\+\+\+ killed by (SIG[A-Z0-9_+]{1,16})(?: \(core dumped\)
 SUPERSEDED = re.compile(rb"\+\+\+ superseded by execve in pid ([0-9]{1,10}) \+\+\+$")
 SIGNAL = re.compile(rb"--- (SIG[A-Z0-9_+]{1,16}) ")
 
-AT = rb"(?:(?:AT_FDCWD|-?[0-9]+)(?:<([^<>]*)>(?:\(deleted\))?)?, )?"
-TEXT = rb'"((?:[^"\\]|\\.)*)"(?:\.\.\.)?'
-FD = re.compile(rb"-?[0-9]+<((?:->|[^<>])*)>")
+AT = rb"(?:(?:AT_FDCWD|-?[0-9]++)(?:<([^<>]*+)>(?:\(deleted\))?)?, )?"
+TEXT = rb'"((?:[^"\\]++|\\.)*+)"(?:\.\.\.)?'
+FD = re.compile(rb"-?[0-9]++<((?:[^<>-]++|->?)*)>")
 
 _ESCAPE = re.compile(rb"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _PLAIN = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"v": b"\v", b"f": b"\f", b"a": b"\a", b"b": b"\b"}
 _TOKEN = re.compile(
-    rb'"(?:[^"\\]|\\.)*"(?:\.\.\.)?'
+    rb'"(?:[^"\\]++|\\.)*+"(?:\.\.\.)?'
     rb"|/\*.*?\*/"
-    rb"|(?<=[0-9D])<(?!<)(?:->|[^<>])*>"
+    rb"|(?<=[0-9D])<(?!<)(?:[^<>-]++|->?)*>"
     rb"|(?P<comma>, )|(?P<open>[\[{(])|(?P<close>[\]})])"
-    rb"|[^\"\[\](){},/<]+"
+    rb"|[^\"\[\](){},/<]++"
     rb"|."
 )
 _STRING = re.compile(TEXT)
