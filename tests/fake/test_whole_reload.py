@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from cuckoo_api.http.keys import SERVICE, SWITCH
 from cuckoo_api.model.errors import ConfigError, NotFound
-from cuckoo_api.network.rooter import server as rooter_server
+from cuckoo_api.network.rooter import policy
 from cuckoo_api.server import app as server_app
 from cuckoo_api.server import lock, reload
 from cuckoo_api.server.lock import ask_to_reload, engine_lock
@@ -131,7 +131,7 @@ async def test_only_a_server_is_asked(site: Site) -> None:
 async def test_other_routes_are_taken_on_while_a_guest_has_one(
     site: Site, reloads: asyncio.Queue[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rooter_server, "check_address", lambda _: None)  # guests are on loopback
+    monkeypatch.setattr(policy, "check_address", lambda _: None)  # guests are on loopback
     gate = Gate()
     on_a_network(site, gate)
     async with rooter(site, LO) as kernel:

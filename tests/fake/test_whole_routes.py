@@ -10,14 +10,14 @@ from fakekit import Gate, Site
 from routekit import GUEST, LO, on_a_network, rooter
 
 from cuckoo_api.network import vpn
-from cuckoo_api.network.rooter import server
+from cuckoo_api.network.rooter import policy
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
 def _guests_are_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "check_address", lambda _: None)
+    monkeypatch.setattr(policy, "check_address", lambda _: None)
 
 
 async def test_a_route_without_a_rooter_fails_closed_and_the_others_go_on(site: Site) -> None:

@@ -31,6 +31,8 @@ from cuckoo_api.machinery.types import (
     Secret,
     Service,
     StateChange,
+    Tap,
+    Taps,
 )
 
 __all__ = [
@@ -58,6 +60,8 @@ __all__ = [
     "Service",
     "SnapshotNotFound",
     "StateChange",
+    "Tap",
+    "Taps",
     "WrongState",
     "hookimpl",
 ]

@@ -13,8 +13,9 @@ from cuckoo_api.machinery.types import BackendConfig, Option
 PROJECT_NAME = "cuckoo_api"
 """The pluggy project name and the entry-point group."""
 
-API_VERSION = (1, 0)
-"""This contract's version. A plugin made for another major number is refused by name."""
+API_VERSION = (1, 1)
+"""This contract's version. A plugin made for another major number is refused by name; what has been
+added since its first minor one says so."""
 
 hookspec = pluggy.HookspecMarker(PROJECT_NAME)
 hookimpl = pluggy.HookimplMarker(PROJECT_NAME)

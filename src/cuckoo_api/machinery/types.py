@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Interface
 from pathlib import Path
+from typing import Protocol
 
 ROUTED_MARK = 0xC0000000
 """In the conntrack mark of what a guest may send beyond its network, and of the answers; with
@@ -100,6 +102,39 @@ class MachineConfig:
     """The plugin's own keys for this machine, every declared one present."""
 
 
+class Tap(Protocol):
+    """A guest's network interface, made by somebody who has the right to. Since 1.1."""
+
+    @property
+    def descriptor(self) -> int:
+        """On which each read and write is one Ethernet frame; the backend's, to give to the program
+        that runs the guest, and to close. The tap goes with its last descriptor."""
+
+    async def unplug(self) -> None:
+        """Take it away; call it when the guest is off. Raises nothing."""
+
+
+class Taps(Protocol):
+    """Where a backend that runs guests itself, and need not be root, has taps from. Since 1.1."""
+
+    @property
+    def bridges(self) -> Mapping[str, IPv4Interface]:
+        """The bridges that there are, by name, each with the guests' gateway as its address.
+
+        They are shut: the backend needs no firewall of its own there.
+        """
+
+    async def ready(self) -> None:
+        """Raise BackendUnavailable where no tap could be had now."""
+
+    async def plug(self, bridge: str, guest: str, mac: str) -> Tap:
+        """Plug a guest in, in place of the tap that it has from here.
+
+        It can use no other IPv4 and Ethernet address than these; the latter is to be a locally
+        administered one. Raises BackendUnavailable.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
     """All that a backend is told when it is made."""
@@ -113,6 +148,8 @@ class BackendConfig:
     """The plugin's own keys, every declared one present."""
     services: tuple[Service, ...] = ()
     """What guests may reach on the host, for a backend that makes the guests' network itself."""
+    taps: Taps | None = None
+    """Since 1.1. Networks that are made for guests, where ``[rooter] bridges`` names some."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from cuckoo_api.settings.routing import (
     check_network,
     complete,
     read_vpns,
+    with_made,
 )
 from cuckoo_api.settings.tokens import Token, read_tokens
 from cuckoo_api.settings.types import (
@@ -167,6 +168,7 @@ def _network(cwd: Path, findings: Findings) -> Network:
             file.fault("vpn", "vpns", f"{name!r} has no section [{name}]")
     for name in wanted.vpns:
         file.know(name, (item.name for item in dataclasses.fields(Vpn)))
+    sections["rooter"] = with_made(sections["rooter"])
     network = Network(**sections, vpns=read_vpns(file, wanted, found))
     check_network(file, network)
     file.finish()

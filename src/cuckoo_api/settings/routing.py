@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _INTERFACE = re.compile(r"[^\s/:]{1,15}")
 _COUNTRY = re.compile(r"[A-Za-z]{2}")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+_BRIDGE = re.compile(r"(?!(?:all|default|lo):)([A-Za-z0-9][A-Za-z0-9_-]{0,14}):([0-9./]+)")
 RESERVED = frozenset({"none", "sinkhole", "drop", "internet", "inetsim", "tor", "vpn", "random"})
 """Names that no VPN may have."""
 ANY_VPN = "vpn:random"
@@ -82,6 +83,14 @@ class RooterSection:
     """Whose members may ask it."""
     interfaces: tuple[str, ...] = ()
     """The guests' networks, as the host sees them: bridges. All of them are shut at its start."""
+    bridges: tuple[str, ...] = ()
+    """Bridges that it makes itself, each with the gateway's address, as ``qemubr:192.168.55.1/24``.
+    They are among the ``interfaces`` without being named there."""
+
+    @property
+    def made(self) -> dict[str, ipaddress.IPv4Interface]:
+        """The address of each bridge that it makes, by the bridge's name."""
+        return dict(found for text in self.bridges if (found := bridge_of(text)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +166,27 @@ class Network:
         return [route]
 
 
+def bridge_of(text: str) -> tuple[str, ipaddress.IPv4Interface] | None:
+    """A bridge's name and address; None for what is none, or leaves no room for guests."""
+    if (found := _BRIDGE.fullmatch(text)) is None or "/" not in text:
+        return None
+    try:
+        address = ipaddress.IPv4Interface(found[2])
+    except ValueError:
+        return None
+    edges = {address.network.network_address, address.network.broadcast_address}
+    elsewhere = address.is_global or address.is_multicast or address.is_unspecified
+    special = elsewhere or address.is_loopback or address.is_link_local
+    if special or address.ip in edges or not 8 <= address.network.prefixlen <= 30:
+        return None
+    return found[1], address
+
+
+def with_made(rooter: RooterSection) -> RooterSection:
+    """With the bridges that it makes among its interfaces."""
+    return replace(rooter, interfaces=tuple(dict.fromkeys((*rooter.interfaces, *rooter.made))))
+
+
 def complete(vpn: Vpn, section: str) -> Vpn:
     """With what follows from its section's name and its other keys."""
     kind = vpn.type or ("openvpn" if vpn.management else "interface")
@@ -175,6 +205,7 @@ def check_network(file: IniFile, network: Network) -> None:
     for section, key, name in interfaces:
         if not _INTERFACE.fullmatch(name):
             file.fault(section, key, f"{name!r}; allowed: an interface's name, such as eth0")
+    _check_bridges(file, network.rooter)
     addresses = [("routing", "dns", routing.dns)]
     if network.inetsim.enabled:
         addresses.append(("inetsim", "server", network.inetsim.server or "nothing"))
@@ -188,6 +219,20 @@ def check_network(file: IniFile, network: Network) -> None:
             file.fault("inetsim", "ports", f"{text!r}; allowed: ports such as 80:8080")
     if not is_table(routing.rt_table):
         file.fault("routing", "rt_table", f"{routing.rt_table!r}; allowed: a number or a name")
+
+
+def _check_bridges(file: IniFile, rooter: RooterSection) -> None:
+    seen: dict[str, ipaddress.IPv4Network] = {}
+    for text in rooter.bridges:
+        if (found := bridge_of(text)) is None:
+            allowed = "a name and a private address with room for guests: qemubr:192.168.55.1/24"
+            file.fault("rooter", "bridges", f"{text!r}; allowed: {allowed}")
+            continue
+        name, network = found[0], found[1].network
+        for other, taken in seen.items():
+            if other == name or taken.overlaps(network):
+                file.fault("rooter", "bridges", f"{text!r}: {other} has this name or network")
+        seen[name] = network
 
 
 def read_vpns(file: IniFile, wanted: VpnSection, sections: Mapping[str, Vpn]) -> dict[str, Vpn]:

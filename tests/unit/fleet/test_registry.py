@@ -97,7 +97,7 @@ def test_an_installed_plugin_is_found(install) -> None:
         (
             "machinery_bad_version",
             GOOD.format(name="acme2", version=(2, 0)),
-            "'acme2' was made for contract 2.0, this is 1.0",
+            "'acme2' was made for contract 2.0, this is 1.1",
         ),
     ],
 )
@@ -125,5 +125,5 @@ def test_a_name_is_given_once(install) -> None:
 def test_extra_plugins_come_first(install) -> None:
     install("machinery_fake_rival", GOOD.format(name="fake", version=(1, 1)))
     plugins, refused = load(fake_plugin(FakeHypervisor()))
-    assert plugins["fake"].api_version == (1, 0)
+    assert plugins["fake"].api_version == (1, 1)
     assert refused.keys() == {"machinery_fake_rival"}

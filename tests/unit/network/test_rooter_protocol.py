@@ -14,7 +14,8 @@ import pytest
 from cuckoo_api.network.rooter import server
 from cuckoo_api.network.rooter.client import RooterClient, RooterRefused, RooterUnavailable
 from cuckoo_api.network.rooter.commands import Guard, Refused, Service, decode_answer, encode
-from cuckoo_api.network.rooter.kernel import KernelRefused, table_number
+from cuckoo_api.network.rooter.kernel import table_number
+from cuckoo_api.network.rooter.netlink import KernelRefused
 from cuckoo_api.network.rooter.ruleset import Exit
 from cuckoo_api.network.rooter.server import Rooter
 from cuckoo_api.settings import Network, Vpn
@@ -235,7 +236,7 @@ async def test_strangers_are_not_let_in(
     rooter: Rooter, client: RooterClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     nobody = pwd.getpwnam("nobody")
-    monkeypatch.setattr(server, "_peer", lambda _: (1, nobody.pw_uid))
+    monkeypatch.setattr(server, "peer_of", lambda _: (1, nobody.pw_uid))
     with pytest.raises(RooterRefused, match="may not ask"):
         await client.hello()
     for allowed in (RooterSection(user="nobody"), RooterSection(group="nogroup")):

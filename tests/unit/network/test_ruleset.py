@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cuckoo_api.network.rooter.commands import Service
-from cuckoo_api.network.rooter.ruleset import Exit, Grant, ruleset
+from cuckoo_api.network.rooter.ruleset import Exit, Grant, Tap, ruleset, tap_rules
 
 EXITS = [
     Exit(),
@@ -28,6 +28,9 @@ GRANTS = st.lists(
     ]
 )
 SERVICES = {"virbr0": [Service("tcp", "192.168.55.1", 2042)], "virbr1": []}
+
+
+TAPS = [Tap(f"ckr{n}", "qemubr", f"192.168.55.{10 + n}", f"52:54:00:00:00:{n:02x}") for n in (1, 2)]
 
 
 def chain(text: str, name: str) -> list[str]:
@@ -79,5 +82,19 @@ def test_what_an_exit_turns_elsewhere_is_let_in_there_only() -> None:
 def test_nft_understands_it(count: int) -> None:
     grants = [Grant(f"192.168.55.{n}", "virbr0", EXITS[n], n + 1) for n in range(count)]
     check = ["unshare", "--user", "--map-root-user", "--net", "nft", "--check", "-f", "-"]
-    done = subprocess.run(check, input=ruleset(SERVICES, grants), capture_output=True, text=True)
+    text = ruleset(SERVICES, grants) + tap_rules(TAPS[:count])
+    done = subprocess.run(check, input=text, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_each_tap_is_for_one_guest_s_addresses_and_an_unknown_one_for_none() -> None:
+    assert chain(tap_rules([]), "guests") == ["drop"]
+    rules = chain(tap_rules(TAPS), "guests")
+    assert rules.pop() == "drop"
+    assert len(rules) == 4
+    for tap in TAPS:
+        own = [rule for rule in rules if f'iifname "{tap.name}" ether saddr {tap.mac} ' in rule]
+        assert [rule.partition(" ether type ")[2] for rule in own] == [
+            f"ip ip saddr {tap.guest} accept",
+            f"arp arp saddr ether {tap.mac} arp saddr ip {tap.guest} accept",
+        ]

@@ -61,6 +61,32 @@ def test_vpns_are_read_and_the_routes_that_they_make(tmp_path: Path) -> None:
     assert load_settings(tmp_path, [], machinery=()).network == found
 
 
+def test_bridges_that_the_rooter_makes_are_among_its_interfaces(tmp_path: Path) -> None:
+    text = "[rooter]\ninterfaces = virbr0\nbridges = qemubr:192.168.55.1/24, b-2:10.1.0.1/16\n"
+    rooter = network(tmp_path, text).rooter
+    assert rooter.interfaces == ("virbr0", "qemubr", "b-2")
+    assert {name: str(address) for name, address in rooter.made.items()} == {
+        "qemubr": "192.168.55.1/24",
+        "b-2": "10.1.0.1/16",
+    }
+
+
+@pytest.mark.parametrize(
+    "bridge",
+    [
+        *("qemubr", "qemubr:192.168.55.1", ":192.168.55.1/24", "all:192.168.55.1/24"),
+        *("../x:192.168.55.1/24", "a123456789012345:192.168.55.1/24", "br:192.168.55.0/24"),
+        *("br:192.168.55.255/24", "br:192.168.55.1/31", "br:8.8.8.8/24", "br:127.0.0.1/24"),
+        *("br:169.254.1.1/24", "br:224.0.0.1/24", "br:192.168.55.1/24/1"),
+        "one:192.168.55.1/25, two:192.168.55.2/24",
+        "one:192.168.55.1/24, one:192.168.56.1/24",
+    ],
+)
+def test_a_bridge_has_a_name_and_a_network_of_its_own(tmp_path: Path, bridge: str) -> None:
+    [fault] = faults(tmp_path, f"[rooter]\nbridges = {bridge}\n")
+    assert fault.startswith("2 [rooter] bridges: ")
+
+
 def test_without_anything_there_is_no_route_but_the_configured_one(tmp_path: Path) -> None:
     assert network(tmp_path, "").routes == {"none"}
     (tmp_path / "conf" / "routing.conf").write_text("[routing]\nroute = sinkhole\n")

@@ -58,9 +58,11 @@ class RooterClient:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def hello(self) -> None:
-        """Raise RooterUnavailable unless somebody is there."""
-        await self._ask(Hello())
+    async def hello(self) -> asyncio.Event:
+        """Raise RooterUnavailable unless somebody is there. It is set when the connection ends."""
+        async with self._lock:
+            await self._exchange(Hello())
+            return self._lost
 
     async def guard(self, interface: str, services: Sequence[Service]) -> None:
         """Let a network's guests reach these services of the host; again after a lost connection.

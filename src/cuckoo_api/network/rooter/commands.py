@@ -2,6 +2,10 @@
 
 A route is asked for by its name. Which interface, table or address that is says routing.conf, as
 the rooter itself has read it: a client that was taken over can open nothing else.
+
+The answer to ``plug`` brings a descriptor with it (``SCM_RIGHTS``, with the line's first byte): the
+tap, on which each read and write is one Ethernet frame. It is the client's, and may be given to
+the program that runs the guest. No command brings one to the rooter.
 """
 
 from __future__ import annotations
@@ -57,7 +61,27 @@ class Peers(msgspec.Struct, frozen=True, tag="peers", tag_field="do"):
     vpn: str
 
 
-Command = Hello | Guard | Enable | Disable | Peers
+class Plug(msgspec.Struct, frozen=True, tag="plug", tag_field="do"):
+    """Make a tap for a guest in a bridge of the rooter's, in place of the one that it has.
+
+    It goes with its last descriptor, with ``unplug``, and with this connection.
+    """
+
+    interface: str
+    """A bridge of ``[rooter] bridges``."""
+    guest: str
+    """Its IPv4 address, of the bridge's network: it can use no other."""
+    mac: str
+    """Its Ethernet address, a locally administered one: it can use no other."""
+
+
+class Unplug(msgspec.Struct, frozen=True, tag="unplug", tag_field="do"):
+    """Take a guest's tap away, and its route."""
+
+    guest: str
+
+
+Command = Hello | Guard | Enable | Disable | Peers | Plug | Unplug
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", tag_field="is"):
@@ -88,7 +112,14 @@ class Known(msgspec.Struct, frozen=True, tag="known", tag_field="is"):
     peers: list[Peer]
 
 
-Answer = Done | Refused | Known
+class Plugged(msgspec.Struct, frozen=True, tag="plugged", tag_field="is"):
+    """The tap is there; its descriptor comes with this line."""
+
+    tap: str
+    """Its name on the host."""
+
+
+Answer = Done | Refused | Known | Plugged
 
 decode_command = msgspec.json.Decoder(Command).decode
 decode_answer = msgspec.json.Decoder(Answer).decode

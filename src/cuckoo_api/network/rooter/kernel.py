@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import socket
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
 import structlog
 from pyroute2 import AsyncIPRoute, NetlinkError  # type: ignore[import-untyped]
 
-from cuckoo_api.model.errors import CuckooError
+from cuckoo_api.network.rooter import bridges
 from cuckoo_api.network.rooter.commands import Peer, Service
-from cuckoo_api.network.rooter.ruleset import Exit, Grant, ruleset
+from cuckoo_api.network.rooter.netlink import (
+    IPV4,
+    KILL_SWITCH,
+    OURS,
+    KernelRefused,
+    change,
+    netlink,
+)
+from cuckoo_api.network.rooter.ruleset import Exit, Grant, Tap, ruleset, tap_rules
 
 log = structlog.get_logger()
 
-OURS = 99
-"""In the ``protocol`` of each rule and route that we have made, and of no other."""
 FIRST_RULE, LAST_RULE = 18000, 18999
 """Priorities: a guest's rule, and the one that ends everything else of a guests' network."""
 FIRST_TABLE = 18000
 """Tables for VPNs that have none."""
-KILL_SWITCH = 4096
-"""The metric of the route that takes over when a tunnel's own is gone."""
-IPV4 = socket.AF_INET
 UNREACHABLE = 7
 SYSCTL = Path("/proc/sys/net/ipv4/conf")
 TABLE_NAMES = (Path("/etc/iproute2/rt_tables"), Path("/usr/share/iproute2/rt_tables"))
 PROGRAMS = {"nft": "nftables", "conntrack": "conntrack"}
 """What is run, and Debian's package of it."""
-
-
-class KernelRefused(CuckooError):
-    """The kernel, or one of the programs, did not do what was asked."""
 
 
 class Kernel:
@@ -48,26 +46,31 @@ class Kernel:
         self._apart: set[int] = set()
         """Ports of guests' bridges that cannot talk to each other any more."""
 
-    async def reset(self, interfaces: Sequence[str]) -> None:
+    async def reset(
+        self, interfaces: Sequence[str], made: Mapping[str, IPv4Interface] | None = None
+    ) -> None:
         """Shut these networks, and remove the rules and routes that another rooter has left.
 
-        In this order: there is no moment at which a guest is less shut than before.
+        In this order: there is no moment at which a guest is less shut than before. ``made`` are
+        the bridges that we make: their taps go, and their networks stay unreachable.
         """
-        await self.apply(dict.fromkeys(interfaces, ()), ())
-        async with _netlink() as link:
+        await self.apply(dict.fromkeys(interfaces, ()), (), () if made else None)
+        kept = {str(address.network) for address in (made or {}).values()}
+        async with netlink() as link:
             for rule in [r async for r in await link.get_rules(family=IPV4)]:
                 if rule.get("protocol") == OURS:
-                    await _change(link.rule("del", **_same_rule(rule)), gone=True)
+                    await change(link.rule("del", **_same_rule(rule)), gone=True)
             for route in [r async for r in await link.get_routes(family=IPV4)]:
-                if route["proto"] == OURS:
-                    await _change(link.route("del", **_same_route(route)), gone=True)
+                if route["proto"] == OURS and _network(route) not in kept:
+                    await change(link.route("del", **_same_route(route)), gone=True)
         await self.shut(interfaces)
+        await bridges.sweep()
 
     async def shut(self, interfaces: Sequence[str]) -> None:
         """End the way of everything from these networks that has no route of its own."""
-        async with _netlink() as link:
+        async with netlink() as link:
             for name in interfaces:
-                await _change(
+                await change(
                     link.rule(
                         "add", family=IPV4, iifname=name, action="unreachable",
                         priority=LAST_RULE, protocol=OURS,
@@ -75,9 +78,31 @@ class Kernel:
                 )  # fmt: skip
         await self.part(interfaces)
 
-    async def apply(self, guards: Mapping[str, Sequence[Service]], grants: Iterable[Grant]) -> None:
-        """Replace the firewall, all at once."""
-        await run("nft", "-f", "-", stdin=ruleset(guards, grants))
+    async def apply(
+        self,
+        guards: Mapping[str, Sequence[Service]],
+        grants: Iterable[Grant],
+        taps: Iterable[Tap] | None = None,
+    ) -> None:
+        """Replace the firewall, all at once. ``taps`` only where we make bridges."""
+        own = "" if taps is None else tap_rules(taps)
+        await run("nft", "-f", "-", stdin=ruleset(guards, grants) + own)
+
+    async def set_up(self, made: Mapping[str, IPv4Interface]) -> None:
+        """Make these bridges afresh; see :func:`bridges.make`."""
+        await bridges.make(made)
+
+    async def take_down(self, made: Mapping[str, IPv4Interface]) -> None:
+        """Remove these bridges of ours; see :func:`bridges.remove`."""
+        await bridges.remove(made)
+
+    async def plug(self, tap: Tap) -> int:
+        """Make a tap; see :func:`bridges.plug`."""
+        return await bridges.plug(tap)
+
+    async def unplug(self, tap: Tap) -> None:
+        """Take it away, whoever holds it."""
+        await bridges.unplug(tap)
 
     async def lead(self, grant: Grant) -> None:
         """Have the guest's packets look for their way in its exit's table. They may not yet go."""
@@ -86,8 +111,8 @@ class Kernel:
         table = way.table or 254
         if way.interface and table != 254:
             await self.fill(way)
-        async with _netlink() as link:
-            await _change(
+        async with netlink() as link:
+            await change(
                 link.rule(
                     "add", family=IPV4, iifname=grant.interface, src=grant.guest, src_len=32,
                     table=table, priority=FIRST_RULE, protocol=OURS,
@@ -102,8 +127,8 @@ class Kernel:
 
     async def fill(self, way: Exit) -> None:
         """Put the way out into its table, before the route that takes over when it is gone."""
-        async with _netlink() as link:
-            await _change(
+        async with netlink() as link:
+            await change(
                 link.route(
                     "replace", family=IPV4, dst="0.0.0.0/0", type="unreachable", table=way.table,
                     priority=KILL_SWITCH, proto=OURS,
@@ -112,7 +137,7 @@ class Kernel:
             found = await link.link_lookup(ifname=way.interface)
             if not found:
                 raise KernelRefused(f"there is no interface {way.interface}")
-            await _change(
+            await change(
                 link.route(
                     "replace", family=IPV4, dst="0.0.0.0/0", oif=found[0], table=way.table,
                     proto=OURS,
@@ -121,10 +146,10 @@ class Kernel:
 
     async def mislead(self, grant: Grant) -> None:
         """Undo :meth:`lead`; the firewall is shut already. Connections of the guest's end."""
-        async with _netlink() as link:
+        async with netlink() as link:
             for rule in [r async for r in await link.get_rules(family=IPV4)]:
                 if rule.get("protocol") == OURS and rule.get("src") == grant.guest:
-                    await _change(link.rule("del", **_same_rule(rule)), gone=True)
+                    await change(link.rule("del", **_same_rule(rule)), gone=True)
         await self.forget(grant.guest)
 
     async def forget(self, guest: str) -> None:
@@ -148,12 +173,12 @@ class Kernel:
 
     async def part(self, interfaces: Iterable[str]) -> None:
         """Isolate the ports of these bridges from each other: guests see the host alone."""
-        async with _netlink() as link:
+        async with netlink() as link:
             for name in interfaces:
                 for bridge in await link.link_lookup(ifname=name):
                     ports = {p["index"] async for p in await link.get_links(master=bridge)}
                     for port in ports - self._apart:
-                        await _change(link.brport("set", index=port, isolated=1), gone=True)
+                        await change(link.brport("set", index=port, isolated=1), gone=True)
                         self._apart.add(port)
 
     async def changed(self) -> AsyncIterator[str]:
@@ -205,33 +230,15 @@ def table_number(text: str, index: int) -> int:
     return known[text]
 
 
-@contextlib.asynccontextmanager
-async def _netlink() -> AsyncIterator[AsyncIPRoute]:
-    async with AsyncIPRoute() as link:
-        yield link
-
-
 async def _way_to(address: str) -> str:
     """The interface by which the host itself gets there; the loopback for its own addresses."""
-    async with _netlink() as link:
+    async with netlink() as link:
         try:
             [route] = await link.route("get", family=IPV4, dst=address)
             [found] = [x async for x in await link.get_links(route.get("oif"))]
         except (NetlinkError, ValueError) as exc:
             raise KernelRefused(f"there is no way to {address}: {exc}") from exc
         return str(found.get("ifname"))
-
-
-async def _change(order: Any, *, gone: bool = False) -> None:
-    """Await a change; ``gone``: what is to be removed may be away already."""
-    try:
-        await order
-    except NetlinkError as exc:
-        if gone and exc.code in {errno.ENOENT, errno.ESRCH}:
-            return
-        if exc.code == errno.EEXIST:
-            return
-        raise KernelRefused(f"netlink: {exc}") from exc
 
 
 def _same_rule(rule: Any) -> dict[str, Any]:
@@ -247,10 +254,14 @@ def _same_rule(rule: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def _network(route: Any) -> str:
+    return f"{route.get('dst') or '0.0.0.0'}/{route['dst_len']}"
+
+
 def _same_route(route: Any) -> dict[str, Any]:
     found = {
         "family": IPV4,
-        "dst": route.get("dst") or "0.0.0.0/0",
+        "dst": _network(route),
         "oif": route.get("oif"),
         "table": route.get("table"),
         "priority": route.get("priority"),

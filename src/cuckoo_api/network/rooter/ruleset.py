@@ -13,6 +13,8 @@ from cuckoo_api.machinery import ROUTED_MARK
 from cuckoo_api.network.rooter.commands import Service
 
 TABLE = "cuckoo_rooter"
+TAP = "ckr"
+"""What the name of every tap of ours begins with; the QEMU plugin's have others."""
 LINK_LOCAL = "169.254.0.0/16"
 """Where clouds keep the credentials of their machines."""
 
@@ -52,6 +54,43 @@ class Grant:
     @property
     def comes_from(self) -> str:
         return f'iifname "{self.interface}" ip saddr {self.guest}'
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A guest's end of a bridge: what comes in by it comes from this guest, or is dropped."""
+
+    name: str
+    bridge: str
+    guest: str
+    mac: str
+
+
+def tap_rules(taps: Iterable[Tap]) -> str:
+    """The table that holds each guest to its own addresses, in place of the one that is there.
+
+    What looks like a tap of ours and is in no rule can send nothing.
+    """
+    return f"""\
+table bridge {TABLE}
+delete table bridge {TABLE}
+table bridge {TABLE} {{
+    chain prerouting {{
+        type filter hook prerouting priority -300; policy accept;
+        iifname "{TAP}*" jump guests
+    }}
+    chain guests {{
+        {_lines(line for tap in taps for line in _own(tap))}
+        drop
+    }}
+}}
+"""
+
+
+def _own(tap: Tap) -> Iterable[str]:
+    sent = f'iifname "{tap.name}" ether saddr {tap.mac} ether type'
+    yield f"{sent} ip ip saddr {tap.guest} accept"
+    yield f"{sent} arp arp saddr ether {tap.mac} arp saddr ip {tap.guest} accept"
 
 
 def ruleset(guards: Mapping[str, Sequence[Service]], grants: Iterable[Grant]) -> str:

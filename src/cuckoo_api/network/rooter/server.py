@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import grp
-import ipaddress
 import os
-import pwd
-import re
 import socket
-import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from cuckoo_api.model.errors import CuckooError
+from cuckoo_api.network.rooter import policy
 from cuckoo_api.network.rooter.commands import (
     MAX_LINE,
     PROTOCOL,
@@ -34,23 +32,23 @@ from cuckoo_api.network.rooter.commands import (
     Hello,
     Known,
     Peers,
+    Plug,
+    Plugged,
     Refused,
     Service,
+    Unplug,
     decode_command,
     encode,
 )
-from cuckoo_api.network.rooter.kernel import Kernel, table_number
-from cuckoo_api.network.rooter.ruleset import Exit, Grant
+from cuckoo_api.network.rooter.kernel import Kernel
+from cuckoo_api.network.rooter.peers import let_in, may_ask, pass_on, peer_of
+from cuckoo_api.network.rooter.policy import NotAllowed
+from cuckoo_api.network.rooter.ruleset import TAP, Grant, Tap
 from cuckoo_api.settings import Network
 
 log = structlog.get_logger()
 
-_INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
-NOWHERE = frozenset({"drop", "none"})
-
-
-class NotAllowed(CuckooError):
-    """A command that is not carried out, whoever gives it."""
+MAX_TAPS = 250
 
 
 @dataclass(eq=False, slots=True)
@@ -61,6 +59,10 @@ class Client:
     uid: int
     guests: set[str] = field(default_factory=set)
     """Those that it has given a route."""
+    taps: dict[str, Tap] = field(default_factory=dict)
+    """What it has plugged in, by the guest."""
+    descriptor: int | None = None
+    """To be passed on with the answer."""
 
 
 class Rooter:
@@ -71,6 +73,8 @@ class Rooter:
         self._kernel = kernel or Kernel()
         self._guards: dict[str, tuple[Service, ...]] = {}
         self._grants: dict[str, Grant] = {}
+        self._taps: dict[str, Tap] = {}
+        """By the guest."""
         self._numbers = 0
         self._lock = asyncio.Lock()
         self._server: asyncio.Server | None = None
@@ -83,7 +87,9 @@ class Rooter:
         Raises CuckooError with what is missing.
         """
         self._guards = dict.fromkeys(self._network.rooter.interfaces, ())
-        await self._kernel.reset(list(self._guards))
+        made = self._network.rooter.made
+        await self._kernel.reset(list(self._guards), made)
+        await self._kernel.set_up(made)
         self._watch = asyncio.create_task(self._mend(), name="rooter-links")
         if socket_ is not None:
             self._server = await asyncio.start_unix_server(
@@ -101,7 +107,7 @@ class Rooter:
         finally:
             os.umask(mask)
         try:
-            _let_in(path, self._network.rooter.user, self._network.rooter.group)
+            let_in(path, self._network.rooter)
         except CuckooError:
             await self.close()
             raise
@@ -117,17 +123,20 @@ class Rooter:
             writer.transport.abort()  # what is half done for it comes to its end
         if self._connections:
             await asyncio.wait(set(self._connections))
-        await self._kernel.reset(self._network.rooter.interfaces)
+        made = self._network.rooter.made
+        await self._kernel.reset(self._network.rooter.interfaces, made)
+        await self._kernel.take_down(made)
         self._kernel.restore()
 
     async def reload(self, network: Network) -> None:
         """Take another routing.conf. A guest whose route is not in it, or is another, is shut."""
         async with self._lock:
-            self._network = network
+            before, self._network = self._network.rooter.made, network
             for name in network.rooter.interfaces:
                 self._guards.setdefault(name, ())  # one that is not there any more stays shut
-            await self._kernel.apply(self._guards, self._grants.values())
+            await self._apply()
             await self._kernel.shut(list(self._guards))
+            await self._rebuild(before, network.rooter.made)
             for guest, grant in list(self._grants.items()):
                 if not self._leads(grant):
                     await self._shut(guest)
@@ -139,40 +148,35 @@ class Rooter:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (task := asyncio.current_task()) is not None:
             self._connections[task] = writer
-        client = Client(*_peer(writer.get_extra_info("socket")))
+        client = Client(*peer_of(writer.get_extra_info("socket")))
         try:
-            if not self._may(client):
+            if not may_ask(client.uid, self._network.rooter):
                 log.warning("rooter.stranger", uid=client.uid, pid=client.pid)
                 writer.write(encode(Refused(f"the account {client.uid} may not ask the rooter")))
                 return
             log.info("rooter.client", uid=client.uid, pid=client.pid)
             while line := await reader.readline():
-                writer.write(encode(await self._answer(client, line)))
+                answer = await self._answer(client, line)
+                descriptor, client.descriptor = client.descriptor, None
+                if descriptor is None:
+                    writer.write(encode(answer))
+                else:
+                    await pass_on(writer, answer, descriptor)
                 await writer.drain()
-        except (ConnectionError, ValueError):
-            pass  # it hung up, or its line has no end
+        except (OSError, ValueError):
+            pass  # it hung up, does not read, or its line has no end
         finally:
             writer.close()
             await self._leave(client)
             if task is not None:
                 del self._connections[task]
 
-    def _may(self, client: Client) -> bool:
-        wanted = self._network.rooter
-        if client.uid in {0, os.geteuid()}:
-            return True
-        with contextlib.suppress(KeyError):
-            if wanted.user and client.uid == pwd.getpwnam(wanted.user).pw_uid:
-                return True
-        with contextlib.suppress(KeyError):
-            if wanted.group:
-                account = pwd.getpwuid(client.uid)
-                groups = os.getgrouplist(account.pw_name, account.pw_gid)
-                return grp.getgrnam(wanted.group).gr_gid in groups
-        return False
-
     async def _leave(self, client: Client) -> None:
         """Shut what the client had opened."""
+        for guest in sorted(client.taps):
+            with contextlib.suppress(CuckooError):
+                await self._unplug(client, guest)
+                log.info("rooter.unplugged", guest=guest, uid=client.uid, pid=client.pid)
         for guest in sorted(client.guests):
             with contextlib.suppress(CuckooError):
                 await self._disable(client, guest)
@@ -218,26 +222,30 @@ class Rooter:
                 if vpn not in self._network.vpns:
                     raise NotAllowed(f"there is no VPN {vpn!r}")
                 return Known(await self._kernel.peers(self._network.vpns[vpn].interface))
+            case Plug(interface, guest, mac):
+                return await self._plug(client, interface, guest, mac)
+            case Unplug(guest):
+                if guest not in client.taps:
+                    raise NotAllowed(f"{guest} has no tap of this client's")
+                await self._unplug(client, guest)
         return Done()
 
     async def _guard(self, interface: str, services: list[Service]) -> None:
-        self._check_interface(interface)
-        if len(services) > 64:
-            raise NotAllowed("more than 64 services")
-        for one in services:
-            check_address(one.address)
-            if one.protocol not in {"tcp", "udp"} or not 0 < one.port < 65536:
-                raise NotAllowed(f"{one.protocol}/{one.port}: no service")
+        policy.check_interface(self._network, interface)
+        policy.check_services(services)
         async with self._lock:
-            await self._kernel.apply(
-                self._guards | {interface: tuple(services)}, self._grants.values()
-            )
+            before = self._guards[interface]
             self._guards[interface] = tuple(services)
+            try:
+                await self._apply()
+            except CuckooError:
+                self._guards[interface] = before
+                raise
 
     async def _enable(self, client: Client, guest: str, interface: str, route: str) -> None:
-        self._check_interface(interface)
-        check_address(guest)
-        way = self.exit_of(route)
+        policy.check_interface(self._network, interface)
+        policy.check_address(guest)
+        way = policy.exit_of(self._network, route)
         async with self._lock:
             if guest in self._grants and guest not in client.guests:
                 raise NotAllowed(f"{guest} has another client's route")
@@ -248,12 +256,13 @@ class Rooter:
             client.guests.add(guest)
             # first the way and then the door: there is no moment at which it could take another
             await self._kernel.lead(grant)
+            self._grants[guest] = grant
             try:
-                await self._kernel.apply(self._guards, [*self._grants.values(), grant])
+                await self._apply()
             except CuckooError:
+                del self._grants[guest]
                 await self._kernel.mislead(grant)
                 raise
-            self._grants[guest] = grant
 
     async def _disable(self, client: Client, guest: str) -> None:
         async with self._lock:
@@ -263,43 +272,66 @@ class Rooter:
     async def _shut(self, guest: str) -> None:
         grant = self._grants.pop(guest, None)
         if grant is not None:
-            await self._kernel.apply(self._guards, self._grants.values())
+            await self._apply()
             await self._kernel.mislead(grant)
+
+    async def _apply(self) -> None:
+        taps = self._taps.values() if self._network.rooter.bridges or self._taps else None
+        await self._kernel.apply(self._guards, self._grants.values(), taps)
+
+    # -- taps -----------------------------------------------------------------------------------
+
+    async def _plug(self, client: Client, interface: str, guest: str, mac: str) -> Plugged:
+        policy.check_place(self._network, interface, guest, mac)
+        async with self._lock:
+            there = self._taps.get(guest)
+            if there is not None and there is not client.taps.get(guest):
+                raise NotAllowed(f"{guest} has another client's tap")
+            if any(tap.mac == mac and tap.guest != guest for tap in self._taps.values()):
+                raise NotAllowed(f"{mac} is another guest's")
+            await self._pull(guest)
+            if len(self._taps) >= MAX_TAPS:
+                raise NotAllowed(f"there are {MAX_TAPS} taps already")
+            self._numbers += 1
+            tap = Tap(f"{TAP}{self._numbers}", interface, guest, mac)
+            self._taps[guest] = client.taps[guest] = tap
+            try:
+                await self._apply()  # what it may send comes first
+                client.descriptor = await self._kernel.plug(tap)
+            except CuckooError:
+                await self._pull(guest)
+                raise
+            return Plugged(tap.name)
+
+    async def _unplug(self, client: Client, guest: str) -> None:
+        async with self._lock:
+            if self._taps.get(guest) is client.taps.pop(guest):
+                await self._pull(guest)
+                await self._shut(guest)
+
+    async def _pull(self, guest: str) -> None:
+        tap = self._taps.pop(guest, None)
+        if tap is not None:
+            await self._apply()
+            await self._kernel.unplug(tap)
+
+    async def _rebuild(
+        self, before: Mapping[str, IPv4Interface], now: Mapping[str, IPv4Interface]
+    ) -> None:
+        """Leave bridges that are as they were alone, with all that is plugged into them."""
+        gone = dict(before.items() - now.items())
+        for guest in [guest for guest, tap in self._taps.items() if tap.bridge in gone]:
+            await self._pull(guest)
+        await self._kernel.take_down(gone)
+        await self._kernel.set_up(dict(now.items() - before.items()))
 
     def _leads(self, grant: Grant) -> bool:
         """Whether routing.conf still says what the guest has."""
         try:
-            self._check_interface(grant.interface)
-            return self.exit_of(grant.route) == grant.exit
+            policy.check_interface(self._network, grant.interface)
+            return policy.exit_of(self._network, grant.route) == grant.exit
         except CuckooError:
             return False
-
-    def exit_of(self, route: str) -> Exit:
-        """Where a route leads, by routing.conf. Raises NotAllowed for what is not in it."""
-        network, routing = self._network, self._network.routing
-        if route not in network.routes or len(network.candidates(route)) != 1:
-            raise NotAllowed(f"{route!r} is no route of this host's routing.conf")
-        if route in NOWHERE:
-            return Exit()
-        if route == "internet":
-            table = table_number(routing.rt_table, 0)
-            return Exit(interface=routing.internet, table=table, dns=routing.dns)
-        if route == "inetsim":
-            ports = [text.split(":") for text in network.inetsim.ports]
-            pairs = tuple((int(first), int(second)) for first, second in ports)
-            return Exit(server=network.inetsim.server, ports=pairs, dns=network.inetsim.server)
-        if route == "tor":
-            return Exit(proxy=network.tor.proxyport, proxy_dns=network.tor.dnsport)
-        [name] = network.candidates(route)
-        if name not in network.vpns:
-            raise NotAllowed(f"{route!r} leads nowhere")
-        vpn = network.vpns[name]
-        table = table_number(vpn.rt_table, list(network.vpns).index(name))
-        return Exit(interface=vpn.interface, table=table, dns=vpn.dns or routing.dns)
-
-    def _check_interface(self, name: str) -> None:
-        if not _INTERFACE.fullmatch(name) or name not in self._network.rooter.interfaces:
-            raise NotAllowed(f"{name!r} is not among [rooter] interfaces in routing.conf")
 
     async def _mend(self) -> None:
         """Follow the host's interfaces.
@@ -316,37 +348,3 @@ class Rooter:
                         await self._kernel.fill(way)
                 except CuckooError as exc:
                     log.warning("rooter.not_mended", interface=name, reason=exc.log)
-
-
-def check_address(text: str) -> None:
-    """Raise NotAllowed unless it is one IPv4 address of a host, written as it is."""
-    try:
-        address = ipaddress.IPv4Address(text)
-    except ValueError:
-        raise NotAllowed(f"{text!r:.60} is no IPv4 address") from None
-    if address.is_multicast or address.is_unspecified or address.is_loopback:
-        raise NotAllowed(f"{text} is no host's address")
-
-
-def _peer(connection: socket.socket) -> tuple[int, int]:
-    """Pid and uid of who is at the other end, as the kernel knows them."""
-    size = struct.calcsize("3i")
-    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, 17, size))
-    return pid, uid
-
-
-def _let_in(path: Path, user: str, group: str) -> None:
-    """Let those connect who may ask; who they are is checked again when they do."""
-    try:
-        if group:
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
-        elif user:
-            os.chown(path, pwd.getpwnam(user).pw_uid, -1)
-    except KeyError as exc:
-        raise CuckooError(f"[rooter]: there is no account or group {exc}") from exc
-    except OSError as exc:
-        # without the right to give files away the folder's own rights have to do
-        log.warning("rooter.socket", path=str(path), reason=exc.strerror)
-        path.chmod(0o666)
-        return
-    path.chmod(0o660)
