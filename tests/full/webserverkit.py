@@ -50,6 +50,7 @@ class WebHost:
         self.port = free_port()
         self.environment = environment
         self._started: list[subprocess.Popen[bytes]] = []
+        self._workers = 0
         places = " && ".join(f"mount -t tmpfs none {place}" for place in PRIVATE)
         folders = "mkdir -p /var/log/nginx /var/log/uwsgi/app /run/cuckoo"
         self._holder = subprocess.Popen(
@@ -117,12 +118,17 @@ class WebHost:
 
     # -- web servers ----------------------------------------------------------------------------
 
-    def start_uwsgi(self) -> None:
+    def start_uwsgi(self, *change: tuple[str, str]) -> None:
         """Do what the printed file says, by Debian's own script."""
         ini = self.cuckoo("api", "--uwsgi")
+        for old, new in change:
+            assert old in ini
+            ini = ini.replace(old, new)
         self.path(f"/etc/uwsgi/apps-enabled/{SITE}.ini").write_text(ini)
+        [workers] = re.findall(r"^workers = (\d+)$", ini, re.MULTILINE)
+        self._workers = int(workers)
         self.run("/etc/init.d/uwsgi", "start", SITE)
-        self.until_said(READY, 2)
+        self.until_said(READY, self._workers)
 
     def stop_uwsgi(self) -> None:
         """As at a shutdown."""
@@ -132,7 +138,7 @@ class WebHost:
         """Replace its workers, and return when the new ones serve."""
         served = self.api_log().count(READY)
         self.run("/etc/init.d/uwsgi", "reload", SITE)
-        self.until_said(READY, served + 2)
+        self.until_said(READY, served + self._workers)
 
     def until_said(self, words: str, times: int = 1) -> None:
         """Until the log has these words so often."""

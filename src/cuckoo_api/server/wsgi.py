@@ -20,6 +20,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
+from cuckoo_api.server.uwsgi import end_when_replaced
+
 if TYPE_CHECKING:
     from cuckoo_api.http.protocol import Runner
 
@@ -66,7 +68,9 @@ def create_application() -> Bridge:
     For uWSGI's ``module = cuckoo_api.server.wsgi:create_application()`` with ``lazy-apps``: the
     API does not survive a fork.
     """
-    return Bridge(Api(_create_runner))
+    end_when_replaced(lambda: api.stop())
+    api = Api(_create_runner)
+    return Bridge(api)
 
 
 def _create_runner() -> Runner:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import signal
+import sys
+import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from cuckoo_api.http.protocol import Runner
 from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.server import wsgi
 from cuckoo_api.server.app import create_app
+from cuckoo_api.server.uwsgi import end_when_replaced
 from cuckoo_api.settings import Settings
 from cuckoo_api.settings.init import init_cwd
 
@@ -198,3 +203,17 @@ def test_where_python_is_embedded_its_own_program_is_named(
     monkeypatch.setattr("sys.prefix", "/opt/cuckoo")
     wsgi._name_the_interpreter()
     assert wsgi.sys.executable == "/opt/cuckoo/bin/python3"
+
+
+@pytest.mark.parametrize("threads", [b"1", b"16", None])
+def test_a_signal_is_taken_from_no_server_that_deals_with_it_itself(
+    monkeypatch: pytest.MonkeyPatch, threads: bytes | None
+) -> None:
+    """Those that are not uWSGI, and its versions from 2.0.26 on, whose function is hidden."""
+    if threads:
+        module = types.SimpleNamespace(opt={"threads": threads})
+        monkeypatch.setitem(sys.modules, "uwsgi", module)
+    before = threading.active_count()
+    end_when_replaced(lambda: None)
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert threading.active_count() == before
