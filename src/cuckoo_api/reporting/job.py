@@ -51,7 +51,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of the worker: the steps that are left, in order."""
+    """Some steps of a report, in order; a worker is asked for those of one report only."""
 
     folder: str
     """The analysis, as an absolute path."""
@@ -72,6 +72,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """For one step."""
     memory: int
     cpu: int
+    """Seconds, for all that the worker is asked for."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,11 +8,10 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
 import msgspec
 import structlog
@@ -20,21 +19,19 @@ import structlog
 from cuckoo_api.model.errors import CuckooError
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.task import Task
-from cuckoo_api.reporting.child import ENVIRONMENT, end, ending, tail
+from cuckoo_api.reporting.child import Worker
 from cuckoo_api.reporting.extension import FORMAT, extensions, format_path
 from cuckoo_api.reporting.job import MAX_MESSAGE, MAX_MESSAGES, Job, Reply, Request
-from cuckoo_api.reporting.sections import HTML, REPORT, YARA
+from cuckoo_api.reporting.sections import HTML, REPORT, SIGNATURES
 from cuckoo_api.settings import ProcessingSection
 
 log = structlog.get_logger()
 
 WORKER = (sys.executable, "-I", "-m", "cuckoo_api.reporting.worker")
-MAX_REPLY = 1 << 20
 _PREFIX = ".sections-"
-NETWORK = "network"
-CAPTURE = "dump.pcap"
-LARGE = 4 << 20
-"""Bytes of a capture that is read beside all else, by a worker of its own."""
+BEHAVIOR = "behavior"
+LARGE = 2 << 20
+"""Bytes of logs, and of all else, whose reading takes longer than another worker to start."""
 
 
 class ProcessingFailed(CuckooError):
@@ -66,6 +63,13 @@ class _Progress:
         self.errors += errors
         self.messages += errors + [note[:MAX_MESSAGE] for note in reply.notes[:MAX_MESSAGES]]
 
+    def join(self, aside: _Progress, steps: list[str]) -> None:
+        """Go on with these steps, after what was done here and aside."""
+        self.steps = steps
+        self.done += aside.done
+        self.errors = aside.errors + self.errors
+        self.messages = aside.messages + self.messages
+
     def lost(self, reason: str) -> None:
         self.done -= 1
         self.took(Reply(step=self.steps[0], errors=[f"{self.steps[0]}: {reason}"]))
@@ -94,7 +98,7 @@ async def make_report(
     sections = await asyncio.to_thread(_prepare, folder)
     own = await asyncio.to_thread(extensions)
 
-    async def work(progress: _Progress) -> None:
+    async def work(progress: _Progress, who: Worker) -> None:
         while progress.steps:
             request = Request(
                 folder=str(folder.absolute()),
@@ -108,21 +112,33 @@ async def make_report(
                 size_limit=limits.analysis_size_limit,
                 seconds=limits.worker_timeout,
                 memory=limits.worker_memory,
-                cpu=limits.worker_timeout * len(progress.steps),
+                cpu=limits.worker_timeout * len(own.steps),
             )
-            reason = await _run(worker, request, limits.worker_timeout, progress)
+            reason = await _run(who, request, limits.worker_timeout, progress)
             if reason is not None:
+                await who.close()
                 log.warning(
                     "report.step_lost", task_id=task.id, step=progress.steps[0], reason=reason
                 )
                 progress.lost(reason)
 
+    first, second = Worker(worker), Worker(worker)
     try:
-        progress = _Progress([step for step in own.steps if html or step != HTML])
+        steps = [step for step in own.steps if html or step != HTML]
+        progress = _Progress(steps)
         if await asyncio.to_thread(_is_large, folder):
-            progress = await _side_by_side(progress, work)
-        await work(progress)
+            at = steps.index(SIGNATURES)
+            progress = _Progress([step for step in steps[:at] if step != BEHAVIOR])
+            aside = _Progress([BEHAVIOR])
+            async with asyncio.TaskGroup() as group:
+                group.create_task(work(progress, first))
+                group.create_task(work(aside, second))
+            await second.close()
+            progress.join(aside, steps[at:])
+        await work(progress, first)
     finally:
+        await first.close()
+        await second.close()
         await asyncio.to_thread(_sweep, folder / "reports")
     if not html or any(error.startswith(f"{HTML}: ") for error in progress.errors):
         # one of an earlier report would tell of another than report.json
@@ -137,73 +153,35 @@ async def make_report(
     return progress.errors
 
 
-async def _side_by_side(
-    progress: _Progress, work: Callable[[_Progress], Coroutine[Any, Any, None]]
-) -> _Progress:
-    """Make the parts with two workers at once; what is left to do then."""
-    at = progress.steps.index(YARA)
-    aside = _Progress([NETWORK])
-    early = _Progress([step for step in progress.steps[:at] if step != NETWORK])
-    async with asyncio.TaskGroup() as group:
-        group.create_task(work(early))
-        group.create_task(work(aside))
-    return _Progress(
-        progress.steps[at:],
-        done=early.done + aside.done,
-        errors=early.errors + aside.errors,
-        messages=early.messages + aside.messages,
-    )
-
-
 def _is_large(folder: Path) -> bool:
-    """Whether reading the capture takes longer than starting another worker."""
-    try:
-        return (folder / CAPTURE).stat(follow_symlinks=False).st_size >= LARGE
-    except OSError:
-        return False
+    """Whether the logs take a worker so long that another one is worth its start, and all else."""
+    sizes = {"logs": 0, "files": 0}
+    for name in sizes:
+        with suppress(OSError), os.scandir(folder / name) as entries:
+            sizes[name] = sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+    with suppress(OSError):
+        sizes["files"] += (folder / "dump.pcap").stat(follow_symlinks=False).st_size
+    return min(sizes.values()) >= LARGE
 
 
-async def _run(
-    worker: Sequence[str], request: Request, timeout: float, progress: _Progress
-) -> str | None:
-    """Run the worker until all steps are done (None) or it is gone (the reason)."""
-    process = await asyncio.create_subprocess_exec(
-        *worker,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=MAX_REPLY,
-        start_new_session=True,
-        cwd="/",
-        env=ENVIRONMENT,
-    )
-    stdin = cast("asyncio.StreamWriter", process.stdin)
-    stdout = cast("asyncio.StreamReader", process.stdout)
-    complaints = asyncio.create_task(tail(cast("asyncio.StreamReader", process.stderr)))
+async def _run(worker: Worker, request: Request, timeout: float, progress: _Progress) -> str | None:
+    """Have the worker do all steps (None), or as many as it can (what ended it)."""
     try:
-        with suppress(ConnectionError):  # it died at once; its end says why
-            stdin.write(msgspec.json.encode(request))
-            await stdin.drain()
-        stdin.close()
+        answers = await worker.ask(msgspec.json.encode(request))
         while progress.steps:
             async with asyncio.timeout(timeout):
-                line = await stdout.readline()
-            if not line:
-                break
+                line = await answers.readline()
+                if not line:
+                    return await worker.ending()
             reply = msgspec.json.decode(line, type=Reply)
             if reply.step != progress.steps[0]:
                 return f"the worker answered for {reply.step[:40]!r}"
             progress.took(reply)
-        if not progress.steps:
-            return None
-        return ending(await process.wait(), await complaints)
     except TimeoutError:
         return f"it took longer than {timeout:g} s"
     except (ValueError, msgspec.MsgspecError):
         return "the worker's answer was not understood"
-    finally:
-        complaints.cancel()
-        await end(process)
+    return None
 
 
 def _prepare(folder: Path) -> Path:

@@ -1,8 +1,8 @@
 """The process in which everything that a guest wrote is parsed.
 
 Run as ``python -I -m cuckoo_api.reporting.worker``. It reads one
-:class:`~cuckoo_api.reporting.job.Request` from standard input and writes one
-:class:`~cuckoo_api.reporting.job.Reply` a line.
+:class:`~cuckoo_api.reporting.job.Request` a line from standard input, all of one analysis, and
+writes one :class:`~cuckoo_api.reporting.job.Reply` a line for each of their steps.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import magic  # noqa: F401 - it starts programs to find its library, which a worker may not later
@@ -24,8 +25,9 @@ MAX_REPORT = 512 << 20
 
 
 def main(processors: Mapping[str, str] = PROCESSORS) -> None:
-    """Serve one request, confined, and end."""
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    """Serve the requests of one analysis, confined to what the first one names."""
+    requests = (msgspec.json.decode(line, type=Request) for line in sys.stdin.buffer)
+    request = next(requests)
     confine(
         parent=request.parent,
         memory=request.memory,
@@ -47,8 +49,9 @@ def main(processors: Mapping[str, str] = PROCESSORS) -> None:
     # the answers get a descriptor of their own: a library may print what it likes
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    for reply in run_pipeline(request, processors):
-        answers.write(msgspec.json.encode(reply) + b"\n")
+    for each in chain((request,), requests):
+        for reply in run_pipeline(each, processors):
+            answers.write(msgspec.json.encode(reply) + b"\n")
 
 
 def _with_links(folder: Path) -> Iterator[str]:

@@ -6,14 +6,16 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cuckoo_api.model.task import Task
 from cuckoo_api.reporting import service
+from cuckoo_api.reporting.child import Worker
 from cuckoo_api.reporting.job import Request
-from cuckoo_api.reporting.service import WORKER, make_report
+from cuckoo_api.reporting.service import WORKER, ProcessingFailed, make_report
 from cuckoo_api.settings import ProcessingSection
 
 pytestmark = pytest.mark.slow
@@ -93,17 +95,21 @@ async def test_a_signature_that_ends_the_worker_leaves_those_of_the_package(
     assert said.startswith("signatures: the worker was ended by SIGABRT")
 
 
-async def test_a_large_capture_is_read_beside_all_else(
+async def test_large_logs_are_read_beside_all_else(
     folder: Path, sample: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample(b"#!/bin/sh\necho hello\n")
     (folder / "dump.pcap").write_bytes(b"no capture")
+    (folder / "logs").mkdir(exist_ok=True)
+    (folder / "logs" / "trace.strace").write_bytes(b"no trace at all\n")
     alone = await report(folder, tmp_path)
-    asked: list[list[str]] = []
+    asked: list[tuple[int, list[str]]] = []
     run = service._run
+    workers: list[Worker] = []
 
-    async def listening(worker: Sequence[str], request: Request, *rest: Any) -> str | None:
-        asked.append(request.steps)
+    async def listening(worker: Worker, request: Request, *rest: Any) -> str | None:
+        workers.append(worker)
+        asked.append((workers.index(worker), request.steps))
         return await run(worker, request, *rest)
 
     monkeypatch.setattr(service, "_run", listening)
@@ -111,9 +117,25 @@ async def test_a_large_capture_is_read_beside_all_else(
 
     assert await report(folder, tmp_path) == alone
 
-    parts, network, rest = asked
-    assert network == ["network"]
-    assert "behavior" in parts
-    assert "network" not in parts
-    assert rest == ["yara", "signatures", "html", "report"]
-    assert any("dump.pcap" in error or "network" in error for error in alone["debug"]["errors"])
+    (one, parts), (two, behavior), (three, rest) = asked
+    assert one != two
+    assert three == one, "the worker that read all else goes on"
+    assert behavior == ["behavior"]
+    assert "network" in parts
+    assert "behavior" not in parts
+    assert rest == ["signatures", "html", "report"]
+    assert len(alone["debug"]["errors"]) == 2
+
+
+async def test_a_worker_that_falls_silent_is_not_waited_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = SimpleNamespace(steps=("report",), keys=(), files=())
+    monkeypatch.setattr(service, "extensions", lambda: alone)
+    silent = "import sys, time; sys.stdin.readline(); sys.stdout.close(); time.sleep(60)"
+    limits = ProcessingSection(worker_timeout=1)
+
+    with pytest.raises(ProcessingFailed, match="it took longer than 1 s"):
+        await make_report(
+            folder, TASK, None, limits, tmp_path, worker=(sys.executable, "-I", "-S", "-c", silent)
+        )
