@@ -19,9 +19,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,6 +30,9 @@ from cuckoo_api.reporting.job import Job, Request
 from cuckoo_api.reporting.parts import Parts
 from cuckoo_api.reporting.reporters.output import errors, info, part, replacing
 from cuckoo_api.reporting.sections import PROCESSORS, SIGNATURES, STEPS, YARA
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["Evidence", "Job", "Notes", "Report"]
 
@@ -153,6 +155,9 @@ def _fault(name: str, taken: set[str]) -> str | None:
 
 def _points(group: str) -> dict[str, EntryPoint]:
     """By name. Of two the first by its value counts, whatever the order of a directory."""
+    # only here: a worker without a package's own step does not wait for it
+    from importlib.metadata import entry_points
+
     found: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=group), key=lambda p: (p.name, p.value)):
         found.setdefault(point.name, point)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from cuckoo_api import __version__
+import cuckoo_api
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.model.sample import Sample
 from cuckoo_api.model.task import Guest, Task
@@ -102,7 +102,7 @@ def _info(task: Task, machine: Machine | None) -> dict[str, Any]:
         "custom": task.custom,
         "route": task.route,
         "exit_address": task.guest.exit_address if isinstance(task.guest, Guest) else None,
-        "version": __version__,
+        "version": cuckoo_api.__version__,
         "options": ",".join(f"{key}={value}" for key, value in task.options.items()),
     }
 

@@ -14,7 +14,6 @@ from cuckoo_api.reporting.job import MAX_MESSAGE, Job, Reply, Request
 from cuckoo_api.reporting.parts import Parts
 from cuckoo_api.reporting.reporters.jsonreport import write_json_report
 from cuckoo_api.reporting.sections import HTML, PROCESSORS, REPORT, SIGNATURES, YARA
-from cuckoo_api.reporting.signatures.step import judge
 from cuckoo_api.reporting.yara.step import add_matches
 
 Processor = Callable[[Evidence, Job, Notes], Any]
@@ -38,6 +37,9 @@ def run_pipeline(request: Request, processors: Mapping[str, str] = PROCESSORS) -
                 # like a processor: a library that cannot be loaded costs the page only
                 importlib.import_module(PAGE).write_html_report(request, messages)
             elif step == SIGNATURES:
+                # only here: all signatures are loaded, which the worker for the logs needs not
+                from cuckoo_api.reporting.signatures.step import judge
+
                 judge(request, parts, notes)
             elif step.startswith(PART):
                 make_part(step, evidence, request.job, parts, notes)
