@@ -110,6 +110,25 @@ async def test_an_analysis_whose_rooter_goes_away_is_not_kept(site: Site) -> Non
     assert (await site.machine("one"))["quarantine"] is None, "it is not to blame"
 
 
+async def test_a_guest_on_a_bridge_of_the_rooter_s_needs_it_without_a_route_too(
+    site: Site,
+) -> None:
+    gate = Gate()
+    on_a_network(site, gate)
+    site.configure("cuckoo", max_attempts=1)
+    site.configure("rooter", bridges=("guests0:192.168.55.1/24",))
+    async with rooter(site) as kernel:
+        await site.start()
+        assert "guests0" in kernel.made
+        task_id = await site.submit()
+        await site.running("one")
+    task = await site.until(task_id, "failed_analysis")
+    assert task["errors"] == ["The rooter went away in the middle of the analysis"]
+    task = await site.until(await site.submit(), "failed_analysis")
+    assert task["errors"] == ["The route none cannot be given: Rooter not available"]
+    assert (await site.machine("one"))["quarantine"] is None, "it is not to blame"
+
+
 async def test_a_task_waits_for_a_rooter_that_comes_back(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,21 +1,34 @@
 """A server in little: opens a backend, runs one machine until its input ends.
 
-Usage: hold.py STATE_DIR NETWORK IMAGE SNAPSHOTS
+Usage: hold.py STATE_DIR NETWORK IMAGE SNAPSHOTS [ROOTER]
+
+With the socket of a rooter, the guest is on the bridge that it makes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
+from ipaddress import IPv4Interface
 from pathlib import Path
 
-from qemukit import Lab, inside, started
+from qemukit import BRIDGE, GATEWAY, Lab, inside, started
 
+from cuckoo_api.network.rooter.taps import RooterTaps
 from cuckoo_machinery_qemu.backend import QemuBackend
 
 
-async def main(state_dir: str, *lab: str) -> None:
-    backend = QemuBackend(Lab.from_words(*lab).config(Path(state_dir)))
+def bridges() -> dict[str, IPv4Interface]:
+    """Those of the rooter."""
+    return {BRIDGE: IPv4Interface(f"{GATEWAY}/24")}
+
+
+async def main(state_dir: str, network: str, image: str, snapshots: str, *rooter: str) -> None:
+    config = Lab.from_words(network, image, snapshots).config(Path(state_dir))
+    if rooter:
+        config = replace(config, taps=RooterTaps(Path(rooter[0]), bridges()))
+    backend = QemuBackend(config)
     try:
         await backend.open()
         async with started(backend) as agent:
@@ -26,4 +39,5 @@ async def main(state_dir: str, *lab: str) -> None:
     print("closed", flush=True)
 
 
-asyncio.run(main(*sys.argv[1:]))
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

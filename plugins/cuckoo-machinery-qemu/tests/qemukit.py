@@ -24,6 +24,7 @@ from cuckoo_machinery_qemu.plugin import MACHINE_OPTIONS, OPTIONS
 
 BOOT_TIMEOUT = 60
 SNAPSHOT = "clean"
+BRIDGE = "cktbr"
 GATEWAY = "192.168.73.1"
 ADDRESSES = {"one": "192.168.73.11", "two": "192.168.73.12"}
 UID_BASE = 64800
@@ -55,7 +56,7 @@ class Lab:
         own |= {"image": str(image.disk), "kernel": str(image.kernel), "append": image.append}
         own |= {"initrd": str(image.initrd), "memory": str(image.memory)}
         general = {option.name: option.default for option in OPTIONS}
-        general |= {"interface": "cktbr", "accel": "tcg", "network": self.network}
+        general |= {"interface": BRIDGE, "accel": "tcg", "network": self.network}
         return BackendConfig(
             name="qemu",
             machines=tuple(

@@ -24,6 +24,7 @@ from cuckoo_api.fleet.setup import backend_configs
 from cuckoo_api.guest import GuestClient, GuestError
 from cuckoo_api.machinery import Capability, MachineConfig, MachineryError
 from cuckoo_api.model.errors import BadInput, Unavailable
+from cuckoo_api.network.rooter.taps import rooter_taps
 from cuckoo_api.server.lock import engine_lock
 from cuckoo_api.settings import Settings
 
@@ -240,7 +241,7 @@ async def opened(
     deadlines = Deadlines.of(settings.timeouts)
     hypervisors = [
         Hypervisor(plugins[config.name], config, deadlines)
-        for config in backend_configs(settings, plugins)
+        for config in backend_configs(settings, plugins, rooter_taps)
         if config.name in names
     ]
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from cuckoo_api.model.errors import ConfigError
+from cuckoo_api.model.errors import ConfigError, CuckooError
 from cuckoo_api.network.rooter.server import Rooter
 from cuckoo_api.server.systemd import Manager
 from cuckoo_api.settings import Network, load_network
@@ -69,6 +69,8 @@ async def _reload(
         except ConfigError as exc:
             for fault in exc.faults:
                 log.warning("rooter.not_reloaded", fault=fault)
+        except CuckooError as exc:
+            log.warning("rooter.not_reloaded", fault=exc.log)
 
 
 def _network(arguments: argparse.Namespace, cwd: Path) -> Network:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
@@ -21,10 +21,18 @@ log = structlog.get_logger()
 class Backends:
     """Keeps each backend open, in a task of its own, and its slots up to date."""
 
-    def __init__(self, store: Store, upkeep: Upkeep, slots: Mapping[str, Slot]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        upkeep: Upkeep,
+        slots: Mapping[str, Slot],
+        *,
+        on_opened: Callable[[], Awaitable[None]],
+    ) -> None:
         self._store = store
         self._upkeep = upkeep
         self._slots = slots
+        self._on_opened = on_opened
         self._recovering = False
 
     async def recover(self) -> None:
@@ -52,6 +60,7 @@ class Backends:
             known = await self._reach(hypervisor, tried)
             if known is None:
                 return
+            await self._on_opened()
             slots = slots_of(self._slots, hypervisor)
             await asyncio.gather(*(self._upkeep.look(slot, known) for slot in slots))
             for slot in slots:  # in order: of two that are one machine, the first is used

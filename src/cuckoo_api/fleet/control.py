@@ -13,7 +13,7 @@ from cuckoo_api.fleet.deadlines import Deadlines, to_the_end
 from cuckoo_api.fleet.exchange import Exchange, Left
 from cuckoo_api.fleet.hypervisor import NO_LIMIT, Hypervisor
 from cuckoo_api.fleet.leases import Lease
-from cuckoo_api.fleet.setup import backend_configs, machine_row
+from cuckoo_api.fleet.setup import TapsOf, backend_configs, machine_row, no_taps
 from cuckoo_api.fleet.slots import Slot, slots_of
 from cuckoo_api.fleet.upkeep import Upkeep
 from cuckoo_api.machinery import (
@@ -47,10 +47,12 @@ class Fleet:
         store: Store,
         *,
         deadlines: Deadlines | None = None,
+        taps_of: TapsOf = no_taps,
     ) -> None:
         self._settings = settings
         self._plugins = plugins
         self._store = store
+        self._taps_of = taps_of
         self._given_deadlines = deadlines
         self._deadlines = deadlines or Deadlines.of(settings.timeouts)
         self._hypervisors: list[Hypervisor] = []
@@ -58,13 +60,15 @@ class Fleet:
         self._slots: dict[str, Slot] = {}
         self._starts = asyncio.Semaphore(settings.cuckoo.max_vmstartup_count or NO_LIMIT)
         self._upkeep = Upkeep(store, self._deadlines, self._slots)
-        self._backends = Backends(store, self._upkeep, self._slots)
+        self._backends = Backends(
+            store, self._upkeep, self._slots, on_opened=lambda: self.on_opened()
+        )
         self._exchange = Exchange(
             self._slots, self._hypervisors, shut=self._shut, bring_in=self._bring_in_later
         )
         self._exchanging: asyncio.Task[None] | None = None
         self.on_opened: Callable[[], Awaitable[None]] = _nothing
-        """Awaited before machines that :meth:`reconfigure` took in are given out."""
+        """Awaited when a backend has been opened, before its machines are given out."""
 
     # -- start and end --------------------------------------------------------------------------
 
@@ -75,7 +79,7 @@ class Fleet:
         twice. A backend that cannot be opened puts its machines in quarantine with the reason
         and is tried again in the background; the others work.
         """
-        configs = backend_configs(self._settings, self._plugins)
+        configs = backend_configs(self._settings, self._plugins, self._taps_of)
         self._exchange.wanted = {config.name: config for config in configs}
         # before the sync, which forgets quarantines: such a machine may run because of us
         left = {
@@ -96,7 +100,8 @@ class Fleet:
         task. A machinery of which more has changed is opened anew when its last task has ended, in
         the background: new machines come, those that are gone go.
         """
-        wanted = {config.name: config for config in backend_configs(settings, self._plugins)}
+        configs = backend_configs(settings, self._plugins, self._taps_of)
+        wanted = {config.name: config for config in configs}
         before, self._settings, self._exchange.wanted = self._settings, settings, wanted
         if before.cuckoo.max_vmstartup_count != settings.cuckoo.max_vmstartup_count:
             self._starts = asyncio.Semaphore(settings.cuckoo.max_vmstartup_count or NO_LIMIT)
@@ -322,7 +327,6 @@ class Fleet:
 
     async def _bring_in_later(self, configs: Sequence[BackendConfig], left: Left) -> None:
         await self._bring_in(configs, left, held=True)
-        await self.on_opened()
         for slot in self._slots.values():
             slot.held = False
         self._upkeep.changed.set()

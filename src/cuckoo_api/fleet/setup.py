@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from cuckoo_api.machinery import BackendConfig, MachineConfig, MachineryPlugin, Service
+from cuckoo_api.machinery import BackendConfig, MachineConfig, MachineryPlugin, Service, Taps
 from cuckoo_api.model.errors import ConfigError
 from cuckoo_api.model.machine import Machine
 from cuckoo_api.settings import MachinerySettings, Settings
 
+TapsOf = Callable[[Settings], Taps | None]
+"""Where taps can be had; see :class:`cuckoo_api.machinery.Taps`."""
+
+
+def no_taps(_: Settings) -> Taps | None:
+    """Nobody makes any."""
+    return None
+
 
 def backend_configs(
-    settings: Settings, plugins: Mapping[str, MachineryPlugin]
+    settings: Settings, plugins: Mapping[str, MachineryPlugin], taps_of: TapsOf = no_taps
 ) -> list[BackendConfig]:
     """One for each active machinery, with its private folder made. ConfigError names all faults."""
     faults = list(_faults(settings, plugins))
@@ -27,6 +35,7 @@ def backend_configs(
             state_dir=_private_folder(settings.cwd / "machinery" / name),
             options=settings.machinery[name].options,
             services=_services(settings),
+            taps=taps_of(settings),
         )
         for name in settings.cuckoo.machinery
     ]

@@ -78,18 +78,24 @@ class Router:
 
         The event is set when nobody leads it any more: it can then go nowhere, or only by its
         route, and what it would do is not worth looking at. ``is_reachable``: its network is one
-        of the host's. Raises RouteDown.
+        of the host's. A guest on a bridge of the rooter's needs it without a route too: its bridge
+        and what it may reach go with the rooter. Raises RouteDown.
         """
-        if not self._network.needs_rooter(route):
+        routed = self._network.needs_rooter(route)
+        plugged = is_reachable and interface in self._network.rooter.made
+        if not routed and not plugged:
             yield asyncio.Event()
             return
-        if not is_reachable or interface not in self._network.rooter.interfaces:
+        if routed and (not is_reachable or interface not in self._network.rooter.interfaces):
             reason = f"its network {interface!r} is not among [rooter] interfaces in routing.conf"
             if not is_reachable:
                 reason = "its network is none of the host's: set [qemu] network = bridge"
             raise RouteDown(f"The route {route} cannot be given to the guest: {reason}")
         try:
-            lost = await self._rooter.enable(guest, interface, route)
+            if routed:
+                lost = await self._rooter.enable(guest, interface, route)
+            else:
+                lost = await self._rooter.hello()
         except CuckooError as exc:
             if isinstance(exc, RooterUnavailable):
                 self._monitor.miss_rooter()
@@ -100,7 +106,8 @@ class Router:
         finally:
             if lost.is_set():
                 self._monitor.miss_rooter()
-            await self._rooter.disable(guest)
+            if routed:
+                await self._rooter.disable(guest)
 
     def exit_address(self, route: str) -> str | None:
         """The address from which the world sees what goes by a VPN; None where no probe told."""
@@ -116,7 +123,8 @@ class Router:
             route = self.choose(name)
         except RouteDown:
             return True
-        return self._network.needs_rooter(route) and self._monitor.rooter_is_away
+        needed = self._network.needs_rooter(route) or self._network.rooter.bridges
+        return bool(needed) and self._monitor.rooter_is_away
 
     def _why_down(self, route: str) -> str:
         if route in self._network.vpns:

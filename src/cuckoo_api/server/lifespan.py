@@ -32,6 +32,7 @@ from cuckoo_api.machinery import MachineryPlugin
 from cuckoo_api.network import Sinkhole
 from cuckoo_api.network.rooter.client import RooterClient
 from cuckoo_api.network.rooter.commands import Service
+from cuckoo_api.network.rooter.taps import rooter_taps
 from cuckoo_api.network.routing import Router
 from cuckoo_api.network.vpn import Monitor
 from cuckoo_api.results import ResultServer
@@ -156,7 +157,7 @@ async def _open_engine(
     router: Router,
 ) -> tuple[Fleet, Scheduler, list[Part]]:
     """What runs analyses, in the order in which each needs the one before."""
-    fleet = Fleet(settings, plugins, store)
+    fleet = Fleet(settings, plugins, store, taps_of=rooter_taps)
     stack.push_async_callback(fleet.close)
     await fleet.open()
     await router.guard(_services_of_the_host(settings))

@@ -7,6 +7,7 @@ import stat
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ from cuckoo_api.machinery import (
 )
 from cuckoo_api.model.errors import ConfigError, Unavailable
 from cuckoo_api.model.task import NewTask, Status
+from cuckoo_api.network.rooter.taps import rooter_taps
 from cuckoo_api.settings import CuckooSection, RoutingSection
+from cuckoo_api.settings.routing import RooterSection
 from cuckoo_api.testing.fake import ALL, Failing, FakeHypervisor, Never, Slow, fake_plugin
 
 RUNNING, POWEROFF = MachineState.RUNNING, MachineState.POWEROFF
@@ -161,6 +164,7 @@ async def test_what_a_backend_is_told(site) -> None:
     plugins = load_plugins([fake_plugin(site.world)])
     [config] = backend_configs(site.settings(), plugins)
     assert config.services == (Service("results", "tcp", 2042),)
+    assert config.taps is None
     assert [machine.resultserver_ip for machine in config.machines] == ["192.168.55.1"] * 2
     assert config.options == {"colour": "grey"}
     assert config.state_dir == site.cwd / "machinery" / "fake"
@@ -173,6 +177,17 @@ async def test_what_a_backend_is_told(site) -> None:
         Service("dns", "udp", 5353),
         Service("http", "tcp", 8080),
     )
+
+
+async def test_a_backend_is_told_of_bridges_that_the_rooter_makes(site) -> None:
+    plugins = load_plugins([fake_plugin(site.world)])
+    rooter = RooterSection(bridges=("qemubr:192.168.55.1/24",))
+    settings = replace(site.settings(), rooter=rooter)
+    [config] = backend_configs(settings, plugins, rooter_taps)
+    assert config.taps is not None
+    assert config.taps.bridges == {"qemubr": IPv4Interface("192.168.55.1/24")}
+    assert [config] == backend_configs(settings, plugins, rooter_taps), "else it is opened anew"
+    assert rooter_taps(site.settings()) is None
 
 
 # -- starts that go wrong -------------------------------------------------------------------------
@@ -408,8 +423,16 @@ async def test_a_backend_that_cannot_be_opened_comes_later(site, until) -> None:
         row = await site.row()
         assert row.quarantine == "fake cannot be used: no such socket"
         assert row.status == "unreachable"
+        assert fleet.result_addresses() == []
+        listened: list[tuple[list[str], list[tuple[str, int]]]] = []
+
+        async def listen() -> None:
+            listened.append((names(fleet), fleet.result_addresses()))
+
+        fleet.on_opened = listen
         await site.world.up()
         await until(fleet, lambda: names(fleet) == ["one-name", "two-name"])
+        assert listened == [([], [("192.168.55.1", 2042)])], "the way for its results comes first"
         assert (await site.row()).quarantine is None
         await fleet.release(await site.lease(fleet))
 

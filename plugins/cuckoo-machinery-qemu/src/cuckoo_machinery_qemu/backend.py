@@ -26,7 +26,8 @@ from cuckoo_api.machinery import (
 from cuckoo_machinery_qemu import records
 from cuckoo_machinery_qemu.accel import choose_accelerator
 from cuckoo_machinery_qemu.bridge import BridgeNetwork
-from cuckoo_machinery_qemu.machine import ON, Host, Machine
+from cuckoo_machinery_qemu.machine import ON, Host, Machine, Network
+from cuckoo_machinery_qemu.rooted import RootedNetwork
 from cuckoo_machinery_qemu.spec import MachineSpec, Place
 from cuckoo_machinery_qemu.usernet import UserNetwork
 
@@ -90,10 +91,19 @@ class QemuBackend(MachineryBackend):
                 continue  # its facts tell
         return specs
 
-    async def _open_network(self, places: list[Place]) -> BridgeNetwork | UserNetwork:
-        wanted = self.config.options["network"]
+    async def _open_network(self, places: list[Place]) -> Network:
+        wanted, taps = self.config.options["network"], self.config.taps
+        name = self.config.options["interface"]
+        if wanted != "user" and taps is not None and name in taps.bridges:
+            # whoever we are: a bridge has one maker
+            rooted = RootedNetwork(name, taps, self._host.rights(self._host.uid_base))
+            for place in places:
+                if fault := rooted.misfit(place):
+                    self._refused[place.label] = fault
+            await rooted.open()
+            return rooted
         if wanted == "bridge" or (wanted == "auto" and os.geteuid() == 0):
-            bridge = BridgeNetwork(self.config.options["interface"], places, self.config.services)
+            bridge = BridgeNetwork(name, places, self.config.services)
             try:
                 await bridge.open()
             except (BackendUnavailable, OSError) as exc:

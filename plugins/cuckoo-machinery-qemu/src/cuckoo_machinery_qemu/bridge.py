@@ -147,6 +147,13 @@ class BridgeNetwork:
         """The guest is at its own address."""
         return GuestAddress(f"{place.ip}:{AGENT_PORT}", place.gateway, port)
 
+    def launcher(self, place: Place) -> list[str]:
+        """The words before QEMU's own: none."""
+        return []
+
+    async def disconnect(self, place: Place) -> None:
+        """The tap has gone with its QEMU."""
+
     @contextlib.asynccontextmanager
     async def connect(self, place: Place) -> AsyncIterator[tuple[str, list[int]]]:
         """QEMU's ``-netdev`` and the tap's descriptor, which QEMU inherits and we then close."""

@@ -24,6 +24,7 @@ from cuckoo_machinery_qemu.files import SNAPSHOT_TAG, STATE_SIZE, MachineFiles, 
 from cuckoo_machinery_qemu.monitor import Monitor
 from cuckoo_machinery_qemu.process import QemuProcess
 from cuckoo_machinery_qemu.records import Capture
+from cuckoo_machinery_qemu.rooted import RootedNetwork
 from cuckoo_machinery_qemu.spec import (
     STATE_NODE,
     Drive,
@@ -35,6 +36,7 @@ from cuckoo_machinery_qemu.spec import (
 from cuckoo_machinery_qemu.usernet import UserNetwork
 
 LOAD_TIMEOUT = 50.0
+Network = BridgeNetwork | RootedNetwork | UserNetwork
 ON = (MachineState.RUNNING, MachineState.PAUSED)
 """States in which there is a QEMU to speak to."""
 
@@ -47,13 +49,23 @@ class Host:
     uid_base: int = 0
     version: str = ""
     accel: str = ""
-    network: BridgeNetwork | UserNetwork | None = None
+    network: Network | None = None
 
-    def connected(self, label: str) -> BridgeNetwork | UserNetwork:
+    def connected(self, label: str) -> Network:
         """The network; BackendUnavailable before the backend is open."""
         if self.network is None:
             raise BackendUnavailable(f"{label}: the backend is not open")
         return self.network
+
+    def rights(self, uid: int) -> list[str]:
+        """The words before a program that take our rights from it, and tie its life to ours."""
+        words = ["setpriv", "--no-new-privs", "--pdeathsig=KILL"]
+        if os.geteuid() == 0:
+            words += [f"--reuid={uid}", f"--regid={uid}"]
+            # KVM's device is its group's; nothing else needs one
+            kvm = self.accel == "kvm"
+            words.append(f"--groups={Path('/dev/kvm').stat().st_gid}" if kvm else "--clear-groups")
+        return [*words, "--"]
 
 
 class Machine:
@@ -157,14 +169,15 @@ class Machine:
     async def end(self) -> None:
         """Kill its QEMU if there is one, save its capture, remove what it wrote."""
         process = self.process
-        if process is None:
-            return
-        await process.kill()
-        with contextlib.suppress(BackendUnavailable):
-            await self.capture.keep()
-        await asyncio.to_thread(self.files.remove_run)
-        if self.process is process:
-            self.process = None
+        if process is not None:
+            await process.kill()
+            with contextlib.suppress(BackendUnavailable):
+                await self.capture.keep()
+            await asyncio.to_thread(self.files.remove_run)
+            if self.process is process:
+                self.process = None
+        if self._host.network is not None:
+            await self._host.network.disconnect(self.place)
 
     def _changed(self, change: StateChange) -> None:
         self._last = change.state
@@ -197,7 +210,7 @@ class Machine:
                 )  # fmt: skip
                 process = self.process = QemuProcess(self.label, self._changed)
                 await process.start(
-                    [*self._wrapper(network), *command],
+                    [*self._host.rights(self._uid), *network.launcher(self.place), *command],
                     cwd=run,
                     fds=[*fds, *(drive.fd for drive in drives)],
                     pidfile=self.files.pidfile,
@@ -211,26 +224,6 @@ class Machine:
     def _uid(self) -> int:
         """The user id of its QEMU, where we may choose it."""
         return self._host.uid_base + self.place.index
-
-    def _wrapper(self, network: BridgeNetwork | UserNetwork) -> list[str]:
-        """What takes QEMU's rights away, and ties its life to ours."""
-        words: list[str] = []
-        if os.geteuid() == 0:
-            words = [
-                "setpriv", f"--reuid={self._uid}", f"--regid={self._uid}", *self._groups(),
-                "--no-new-privs", "--pdeathsig=KILL", "--",
-            ]  # fmt: skip
-        if isinstance(network, UserNetwork):
-            words += network.launcher(self.place)
-        elif not words:
-            words = ["setpriv", "--no-new-privs", "--pdeathsig=KILL", "--"]
-        return words
-
-    def _groups(self) -> list[str]:
-        """KVM's device is its group's; nothing else needs one."""
-        if self._host.accel == "kvm":
-            return [f"--groups={Path('/dev/kvm').stat().st_gid}"]
-        return ["--clear-groups"]
 
 
 async def _qemu_img(run: Path, name: str, *words: str) -> None:

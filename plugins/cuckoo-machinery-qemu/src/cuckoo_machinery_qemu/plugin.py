@@ -37,10 +37,10 @@ def _backend(config: BackendConfig) -> MachineryBackend:
 
 @hookimpl
 def cuckoo_register_machinery() -> MachineryPlugin:
-    """QEMU, for contract version 1."""
+    """QEMU, for contract version 1.1: its guests may have the rooter's taps."""
     return MachineryPlugin(
         name="qemu",
-        api_version=(1, 0),
+        api_version=(1, 1),
         backend=_backend,
         options=OPTIONS,
         machine_options=MACHINE_OPTIONS,

@@ -107,6 +107,9 @@ class UserNetwork:
             "--",
         ]
 
+    async def disconnect(self, place: Place) -> None:
+        """All has gone with its QEMU."""
+
     @contextlib.asynccontextmanager
     async def connect(self, place: Place) -> AsyncIterator[tuple[str, list[int]]]:
         """QEMU's ``-netdev``; it needs no descriptor."""

@@ -31,7 +31,10 @@ from cuckoo_api.network.rooter.commands import (
     decode_answer,
     encode,
 )
+from cuckoo_api.settings import Settings
 
+UNPLUG_PATIENCE = 3.0
+"""Seconds: a machine is to be off in ten."""
 ADVICE = "start it: systemctl start cuckoo-rooter, or 'cuckoo rooter'"
 
 
@@ -75,11 +78,18 @@ class RooterTap:
     async def unplug(self) -> None:
         """Return once it is away. Raises nothing: where nobody answers it is, or will be."""
         try:
-            await _ask(self._connection, Unplug(self.guest))
-        except BackendUnavailable:
+            async with asyncio.timeout(UNPLUG_PATIENCE):
+                await _ask(self._connection, Unplug(self.guest))
+        except (BackendUnavailable, TimeoutError):
             pass
         finally:
             self._connection.close()
+
+
+def rooter_taps(settings: Settings) -> RooterTaps | None:
+    """The rooter's bridges; None where it makes none."""
+    network = settings.network
+    return RooterTaps(network.socket, network.rooter.made) if network.rooter.made else None
 
 
 async def _connect(path: Path) -> socket.socket:
