@@ -7,6 +7,7 @@ snapshot, ``start`` measures. All else is real, the worker process and its limit
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from pathlib import Path
@@ -92,17 +93,16 @@ async def _measure(folder: Path) -> Figure:
 async def _once(session: aiohttp.ClientSession, number: int) -> float:
     form = aiohttp.FormData()
     form.add_field("file", f"#!/bin/sh\n# {number}\n".encode(), filename="sample.sh")
-    begin = time.perf_counter()
-    async with session.post("/tasks/create/file", data=form) as response:
-        task_id = (await response.json())["task_id"]
-    async with asyncio.timeout(120):
-        while True:
-            async with session.get(f"/tasks/view/{task_id}") as response:
-                task = (await response.json())["task"]
-            if task["status"] not in ("pending", "running", "completed"):
-                break
-            await asyncio.sleep(0.01)
-    seconds = time.perf_counter() - begin
+    async with asyncio.timeout(120), session.get("/events") as events:
+        begin = time.perf_counter()
+        async with session.post("/tasks/create/file", data=form) as response:
+            task_id = (await response.json())["task_id"]
+        # told, and not asked again and again: that alone would keep a processor busy
+        while await _next_status(events.content, task_id) in ("pending", "running", "completed"):
+            pass
+        seconds = time.perf_counter() - begin
+    async with session.get(f"/tasks/view/{task_id}") as response:
+        task = (await response.json())["task"]
     assert task["status"] == "reported", task
     async with session.get(f"/tasks/report/{task_id}") as response:
         report = await response.json()
@@ -110,3 +110,15 @@ async def _once(session: aiohttp.ClientSession, number: int) -> float:
     assert report["behavior"]["processes"]
     assert report["network"]["http"]
     return seconds
+
+
+async def _next_status(stream: aiohttp.StreamReader, task_id: int) -> str:
+    """The state that the task comes to next, by the server's events."""
+    kind = b""
+    async for line in stream:
+        name, _, value = line.partition(b": ")
+        if name == b"event":
+            kind = value.strip()
+        elif name == b"data" and kind == b"task" and (told := json.loads(value))["id"] == task_id:
+            return str(told["status"])
+    raise EOFError("the server's events ended")
