@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from cuckoo_api.network.rooter.client import RooterClient
-from netkit import BRIDGE, GATEWAY, PROVIDER, ROUTING, UPLINK_ADDRESS, WEB, Lab, Start, guest_ip
+from netkit import (
+    BRIDGE,
+    GATEWAY,
+    PATIENCE,
+    PROVIDER,
+    ROUTING,
+    UPLINK_ADDRESS,
+    WEB,
+    Lab,
+    Start,
+    guest_ip,
+    until,
+)
+from torkit import PORTS, RELAYS, Tor
 from tunnelkit import OPENVPN_EXIT, WIREGUARD_EXIT, OpenVpn, WireGuard, certificates
 
 MORE = f"""
@@ -30,40 +47,23 @@ interface = tun0
 interface = {{wireguard}}
 """
 GUESTS = 20
-ANSWERER = """
-import http.server, socket, struct, sys, threading
-name, address, web, dns = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = name.encode()
-        if name == "tor":
-            original = self.connection.getsockopt(socket.SOL_IP, 80, 16)  # SO_ORIGINAL_DST
-            port, there = struct.unpack("!2xH4s8x", original)
-            body = f"{name} for {socket.inet_ntoa(there)}:{port}".encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_): pass
-udp = socket.socket(type=socket.SOCK_DGRAM)
-udp.bind((address, dns))
-def answer():
-    while True:
-        data, who = udp.recvfrom(2048)
-        udp.sendto(f"{name} heard ".encode() + data, who)
-threading.Thread(target=answer, daemon=True).start()
-server = http.server.ThreadingHTTPServer((address, web), Handler)
-print("ready", flush=True)
-server.serve_forever()
+INETSIM = f"""
+start_service dns
+start_service http
+service_bind_address {PROVIDER}
+dns_default_ip 198.18.0.80
+http_bind_port 8080
+http_default_fakefile sample.html text/html
 """
-"""Plays InetSim, or a Tor: what was addressed to others comes to it."""
+QUESTION = "000701000001000000000000" + b"\x04evil\x07example".hex() + "0000010001"
+"""For the address of evil.example, as DNS has it."""
 ASK = """
 import socket, sys
 udp = socket.socket(type=socket.SOCK_DGRAM)
-udp.settimeout(2)
-udp.sendto(b"question", (sys.argv[1], int(sys.argv[2])))
+udp.settimeout(float(sys.argv[4]))
+udp.sendto(bytes.fromhex(sys.argv[3]), (sys.argv[1], int(sys.argv[2])))
 try:
-    print(udp.recv(2048).decode())
+    print(udp.recv(2048).hex())
 except TimeoutError:
     print("nothing")
 """
@@ -79,50 +79,80 @@ async def client(cwd: Path, start_rooter: Start, lab: Lab) -> AsyncIterator[Root
     await made.close()
 
 
-def page(lab: Lab, guest: str, address: str) -> str:
+def page(lab: Lab, guest: str, address: str, seconds: int = 2) -> str:
     """What a guest gets from http://address/; empty: nothing."""
-    curl = ["curl", "-s", "-m", "2", f"http://{address}/"]
+    curl = ["curl", "-s", "-m", str(seconds), f"http://{address}/"]
     done = subprocess.run([*lab.inside(guest), *curl], capture_output=True, text=True)
     return done.stdout
 
 
-def asked(lab: Lab, guest: str, address: str, port: int = 53) -> str:
-    """What a guest is answered by UDP."""
-    return lab.run(guest, sys.executable, "-c", ASK, address, str(port)).strip()
+def asked(lab: Lab, guest: str, address: str, port: int = 53, seconds: int = 2) -> str:
+    """What a guest is answered by UDP, in hexadecimal."""
+    words = (address, str(port), QUESTION, str(seconds))
+    return lab.run(guest, sys.executable, "-c", ASK, *words).strip()
+
+
+def told(answer: str) -> str:
+    """The address at the end of DNS' answer."""
+    assert answer.startswith(QUESTION[:4]), answer
+    return str(IPv4Address(bytes.fromhex(answer)[-4:]))
+
+
+@contextmanager
+def inetsim(lab: Lab) -> Iterator[None]:
+    """The real InetSim at the provider, from when it is there."""
+    # its account may not enter pytest's own folders
+    with TemporaryDirectory(prefix="inetsim-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for own in ("log", "report"):
+            (folder / own).mkdir()
+            shutil.chown(folder / own, "inetsim")
+        (folder / "inetsim.conf").write_text(INETSIM)
+        words = [f"--{own}-dir={folder / own}" for own in ("log", "report")]
+        words += [f"--config={folder / 'inetsim.conf'}", f"--pidfile={folder / 'pid'}"]
+        started = lab.spawn("provider", "inetsim", *words, log=folder / "said")
+        log = folder / "log" / "main.log"
+        until(lambda: log.exists() and "Simulation running" in log.read_text(), "InetSim", 20)
+        yield
+        started.terminate()
+        started.wait(PATIENCE)
 
 
 async def test_inetsim_gets_whatever_a_guest_sends(lab: Lab, client: RooterClient) -> None:
     guest = lab.guest(1)
-    lab.python("provider", ANSWERER, "inetsim", PROVIDER, "8080", "53")
     await client.enable(guest_ip(1), BRIDGE, "inetsim")
-    with lab.capture("host", "uplink", "ip") as uplink:
-        assert page(lab, guest, "198.18.7.7") == "inetsim"
-        assert (
-            asked(lab, guest, "8.8.8.8") == asked(lab, guest, GATEWAY) == "inetsim heard question"
-        )
+    with inetsim(lab), lab.capture("host", "uplink", "ip") as uplink:
+        assert "INetSim default HTML page" in page(lab, guest, "198.18.7.7")
+        for resolver in ("8.8.8.8", GATEWAY):
+            assert told(asked(lab, guest, resolver)) == "198.18.0.80"
         assert not [line for line in uplink() if "IP " in line]
 
 
 async def test_tor_gets_tcp_and_names_and_the_rest_goes_nowhere(
-    lab: Lab, client: RooterClient
+    lab: Lab, client: RooterClient, tmp_path: Path
 ) -> None:
     guest, other = lab.guest(1), lab.guest(2)
-    lab.python("host", ANSWERER, "tor", GATEWAY, "9040", "5353")
     await client.enable(guest_ip(1), BRIDGE, "tor")
-    with lab.capture("host", "uplink", "ip") as uplink:
-        assert page(lab, guest, "198.18.7.7") == "tor for 198.18.7.7:80"
-        assert asked(lab, guest, "8.8.8.8") == "tor heard question"
-        assert asked(lab, guest, WEB, 4444) == "nothing"
-        assert page(lab, guest, f"{GATEWAY}:9040") == "", "its ports are for what was turned there"
-        assert page(lab, other, "198.18.7.7") == "", "another has no such route"
-        assert not [line for line in uplink() if "IP " in line]
+    rest = f"ip and not (tcp and host {PROVIDER} and portrange {PORTS}-{PORTS + len(RELAYS)})"
+    with lab.capture("host", "uplink", "ip") as uplink, lab.capture("host", "wan", rest) as wan:
+        Tor(lab, tmp_path).start()
+        assert page(lab, guest, WEB, 10) == OPENVPN_EXIT, "the web server sees an exit relay"
+        assert told(asked(lab, guest, "8.8.8.8", seconds=10)) == WEB
+        assert await asyncio.gather(
+            asyncio.to_thread(asked, lab, guest, WEB, 4444),
+            asyncio.to_thread(page, lab, guest, f"{GATEWAY}:9040"),
+            asyncio.to_thread(page, lab, other, WEB),
+        ) == ["nothing", "", ""], "its ports are for what was turned there, and for this guest"
+        assert not [line for line in uplink() + wan() if "IP " in line]
 
 
 async def test_names_are_asked_through_the_route(lab: Lab, client: RooterClient) -> None:
     guest = lab.guest(1)
     assert asked(lab, guest, GATEWAY) == "nothing"
     await client.enable(guest_ip(1), BRIDGE, "internet")
-    assert asked(lab, guest, GATEWAY) == f"question{UPLINK_ADDRESS}", "by [routing] dns"
+    heard = asked(lab, guest, GATEWAY)
+    assert heard == QUESTION + UPLINK_ADDRESS.encode().hex(), "by [routing] dns"
 
 
 async def test_twenty_guests_by_three_exits_at_once_each_keep_to_their_own(
