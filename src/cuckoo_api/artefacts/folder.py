@@ -30,7 +30,7 @@ HIDDEN = ".deleted-"
 """How the name of a folder on its way out begins; the task's id follows."""
 _NUMBER = re.compile(r"[0-9]{1,8}")
 _SHOT = re.compile(r"[0-9]{4,8}\.jpg")
-_DUMP = re.compile(r"[0-9]{1,10}-[0-9]{1,10}\.dmp")
+_DUMP = re.compile(r"[0-9]{1,10}(?:-[0-9]{1,10})?\.dmp")
 
 
 TRIMMING = ".trimming"
@@ -260,13 +260,11 @@ class AnalysisFolder:
     def dump(self, name: str) -> Path:
         """One process dump by its name, without ``.dmp``, or by its process id. NotFound."""
         missing = "Memory dump not found"
-        if _DUMP.fullmatch(f"{name}.dmp"):
-            return self.file(f"memory/{name}.dmp", missing)
-        if name.isascii() and name.isdigit():
-            for found in self.dumps():
-                if found.partition("-")[0] == name:
-                    return self.file(f"memory/{found}.dmp", missing)
-        raise NotFound(missing)
+        if not _DUMP.fullmatch(f"{name}.dmp"):
+            raise NotFound(missing)
+        if "-" not in name:
+            name = next((dump for dump in self.dumps() if dump.partition("-")[0] == name), name)
+        return self.file(f"memory/{name}.dmp", missing)
 
     def file(self, name: str, missing: str = "File not found") -> Path:
         """A regular file of the analysis by its relative path; NotFound with ``missing``.

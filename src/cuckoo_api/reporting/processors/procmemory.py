@@ -9,12 +9,15 @@ from cuckoo_api.reporting.bounds import Notes, clip, take
 from cuckoo_api.reporting.evidence import Evidence, Input
 from cuckoo_api.reporting.job import Job
 from cuckoo_api.reporting.processors.dropped import MAX_METADATA, MAX_PATH, Origin, origins
-from cuckoo_api.reporting.processors.formats.core import regions
+from cuckoo_api.reporting.processors.formats import core, windowsdump
 from cuckoo_api.reporting.urls import UrlFinder
 
 MAX_DUMPS = 1_000
 
-_DUMP = re.compile(r"([0-9]{1,10})-([0-9]{1,6})\.dmp", re.ASCII)
+_DUMP = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,6}))?\.dmp", re.ASCII)
+"""CAPE's monitor dumps a process once, and gives no number."""
+_SYSTEM = ("/", "c:\\windows\\")
+"""What lies there was there before the sample; any file of a Linux guest that nobody wrote to."""
 
 
 def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
@@ -25,7 +28,8 @@ def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
     for match in take(matches, MAX_DUMPS, notes, "procmemory"):
         try:
             with evidence.open(f"memory/{match[0]}") as source:
-                size, ranges = source.size, regions(source)
+                size = source.size
+                ranges = core.regions(source) or windowsdump.regions(source)
                 source.rewind()
                 urls = _urls(source, _of_files(ranges))
         except OSError:
@@ -33,7 +37,7 @@ def run(evidence: Evidence, job: Job, notes: Notes) -> list[dict[str, Any]]:
         entries.append(
             {
                 "pid": int(match[1]),
-                "num": int(match[2]),
+                "num": int(match[2] or 1),
                 "name": match[0].removesuffix(".dmp"),
                 "file": f"memory/{match[0]}",
                 "size": size,
@@ -56,7 +60,7 @@ def _of_files(ranges: list[dict[str, Any]]) -> list[tuple[int, int]]:
     return sorted(
         (item["offset"], item["offset"] + item["kept"])
         for item in ranges
-        if item["path"].startswith("/") and "w" not in item["protect"]
+        if item["path"].lower().startswith(_SYSTEM) and "w" not in item["protect"]
     )
 
 
