@@ -262,7 +262,10 @@ def internet(folder: Path) -> Lab:
 
 
 def run_rooter(lab: Lab, cwd: Path, log: Path, *words: str) -> subprocess.Popen[bytes]:
-    """``cuckoo rooter`` on the host, with CAP_NET_ADMIN and no other right, once it listens."""
+    """``cuckoo rooter`` on the host, with CAP_NET_ADMIN and no other right, once it listens.
+
+    Not even root's files are open to it where they are another account's.
+    """
     begin = log.stat().st_size if log.exists() else 0
     started = lab.spawn(
         "host", "setpriv", "--inh-caps=-all,+net_admin", "--bounding-set=-all,+net_admin",

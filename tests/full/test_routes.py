@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import dpkt
 import pytest
+from accountkit import as_account, give_to
 from serverkit import DONE, Namespace, Site, configure, new_cwd
 
 from netkit import UPLINK_ADDRESS, WEB, Lab, internet, run_rooter, until
 from tunnelkit import OpenVpn, certificates
 
-BRIDGE = "qemubr"
+BRIDGE, GATEWAY = "qemubr", "192.168.55.1"
+ACCOUNT = "daemon"
+"""An ordinary one."""
+ACCOUNT_ID = str(pwd.getpwnam(ACCOUNT).pw_uid)
+NET_ADMIN = "1000"
+"""CAP_NET_ADMIN alone, as the kernel shows it."""
 EXIT = "203.0.113.1"
 ASK = f"""#!/bin/sh
 for n in 1 2 3; do
@@ -52,7 +61,7 @@ management = {{management}}
 probe = http://{WEB}/
 dns = {WEB}
 [rooter]
-interfaces = {BRIDGE}
+user = {ACCOUNT}
 """
 
 
@@ -64,26 +73,41 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def tunnel(lab: Lab, tmp_path: Path) -> OpenVpn:
-    certificates(tmp_path / "openvpn")
-    made = OpenVpn(lab, tmp_path / "openvpn")
+def place() -> Iterator[Path]:
+    """A folder whose files every account may have; pytest's own are root's alone."""
+    folder = Path(tempfile.mkdtemp(prefix="ckt"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def tunnel(lab: Lab, place: Path) -> OpenVpn:
+    certificates(place / "openvpn")
+    made = OpenVpn(lab, place / "openvpn")
     made.start_server()
     made.start_client()
     return made
 
 
 class Rooter:
-    """``cuckoo rooter`` on the host."""
+    """``cuckoo rooter`` on the host, by a file that is root's."""
 
-    def __init__(self, lab: Lab, cwd: Path) -> None:
-        self._lab, self._cwd = lab, cwd
+    def __init__(self, lab: Lab, place: Path, conf: str) -> None:
+        self._lab, self.socket, self._log = lab, place / "rooter.sock", place / "rooter.log"
+        self._conf = place / "routing.conf"
+        self._conf.write_text(conf)
 
     def start(self) -> None:
-        run_rooter(self._lab, self._cwd, self._cwd / "log" / "rooter.log")
+        words = ("--conf", str(self._conf), "--socket", str(self.socket))
+        run_rooter(self._lab, self._conf.parent, self._log, *words)
 
     def kill(self) -> None:
-        for pid in self._lab.pids("host", "\0rooter\0"):
+        for pid in self.pids():
             os.kill(pid, signal.SIGKILL)
+
+    def pids(self) -> list[int]:
+        return self._lab.pids("host", "\0rooter\0")
 
 
 @pytest.fixture
@@ -91,22 +115,52 @@ async def routed(
     lab: Lab,
     tunnel: OpenVpn,
     prepared: Path,
-    tmp_path: Path,
+    place: Path,
     request: pytest.FixtureRequest,
 ) -> AsyncIterator[tuple[Site, Rooter]]:
-    """A server with two machines on a bridge, and its rooter; both run."""
-    cwd = new_cwd(tmp_path / "cwd", prepared, **{"cuckoo.rooter": str(tmp_path / "rooter.sock")})
+    """A server with two machines on a bridge, and its rooter; both run.
+
+    The server is an ordinary account's, and the bridge the rooter's; or, where the rooter's end is
+    not to be the bridge's, it is root's, and makes its own.
+    """
+    is_root = "rooter" in request.node.name
+    cwd = new_cwd(place / "cwd", prepared, **{"cuckoo.rooter": str(place / "rooter.sock")})
     configure(cwd, "qemu", {"qemu.network": "bridge"})
     # a restart of the rooter costs no task where it may wait
     on_down = "wait" if "the rooter" in request.node.name else "fail"
-    conf = ROUTING.format(management=tunnel.management, on_down=on_down)
-    (cwd / "conf" / "routing.conf").write_text(conf)
-    rooter = Rooter(lab, cwd)
+    networks = f"interfaces = {BRIDGE}" if is_root else f"bridges = {BRIDGE}:{GATEWAY}/24"
+    conf = ROUTING.format(management=tunnel.management, on_down=on_down) + networks
+    rooter = Rooter(lab, place, conf)
     rooter.start()
     site = Site(cwd, Namespace(lab.namespace("host")))
+    if not is_root:
+        site.prefix = as_account(ACCOUNT)
+        give_to(ACCOUNT, cwd, prepared)
+    (cwd / "conf" / "routing.conf").unlink()
+    (cwd / "conf" / "routing.conf").symlink_to(place / "routing.conf")
     await site.start()
     yield site, rooter
     await site.stop()
+
+
+def rights(pid: int, *also: str) -> tuple[str, set[str]]:
+    """A process's account, and all capabilities that it has; ``also``: other sets of them."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    found = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    kinds = ("CapEff", "CapPrm", "CapInh", "CapAmb", *also)
+    return found["Uid"][0], {value for kind in kinds if (value := found[kind][0].lstrip("0"))}
+
+
+def qemu_of(site: Site) -> list[tuple[str, set[str]]]:
+    """What the server's QEMUs may; they have network namespaces of their own."""
+    assert site.process is not None
+    pid = site.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [
+        rights(int(child))
+        for child in children
+        if "qemu-system" in Path(f"/proc/{child}/exe").readlink().name
+    ]
 
 
 def sent_to_web(site: Site, task_id: int) -> int:
@@ -120,7 +174,10 @@ def sent_to_web(site: Site, task_id: int) -> int:
 async def test_a_sample_is_seen_from_its_tunnels_end_and_by_no_other_way(
     lab: Lab, routed: tuple[Site, Rooter]
 ) -> None:
-    site, _ = routed
+    site, rooter = routed
+    assert site.process is not None
+    assert rights(site.process.pid, "CapBnd") == (ACCOUNT_ID, set())
+    assert [rights(pid, "CapBnd") for pid in rooter.pids()] == [("0", {NET_ADMIN})]
     status = await site.get("/vpn/status")
     assert status["vpns"] == {"vpn0": True}, status
     [vpn] = status["details"]
@@ -154,6 +211,8 @@ async def test_what_dies_in_the_middle_of_an_analysis_leaks_nothing(
     with lab.capture("host", "uplink") as uplink:
         with lab.capture("host", "tun0", f"dst host {WEB}") as way:
             until(lambda: len([line for line in way() if "IP " in line]) > 10, "packets", 90)
+        if event != "the rooter":
+            assert qemu_of(site) == [(ACCOUNT_ID, set())]
         with lab.capture("host", BRIDGE, f"dst host {WEB}") as inside:
             match event:
                 case "the tunnel":
@@ -200,15 +259,14 @@ async def test_without_a_rooter_the_status_says_so_and_guests_without_a_route_go
     assert "The route drop cannot be given: Rooter not available" in failed["errors"][0]
 
 
-def test_the_command_line_proves_a_tunnel(lab: Lab, tunnel: OpenVpn, tmp_path: Path) -> None:
-    cwd = tmp_path / "cwd"
+def test_the_command_line_proves_a_tunnel(lab: Lab, tunnel: OpenVpn, place: Path) -> None:
+    cwd = place / "cwd"
     (cwd / "conf").mkdir(parents=True)
-    (cwd / "log").mkdir()
-    (cwd / "conf" / "cuckoo.conf").write_text(f"[cuckoo]\nrooter = {tmp_path / 'rooter.sock'}\n")
-    (cwd / "conf" / "routing.conf").write_text(
-        ROUTING.format(management=tunnel.management, on_down="fail")
-    )
-    Rooter(lab, cwd).start()
+    (cwd / "conf" / "cuckoo.conf").write_text(f"[cuckoo]\nrooter = {place / 'rooter.sock'}\n")
+    conf = ROUTING.format(management=tunnel.management, on_down="fail")
+    rooter = Rooter(lab, place, f"{conf}interfaces = {BRIDGE}\n")
+    (cwd / "conf" / "routing.conf").symlink_to(place / "routing.conf")
+    rooter.start()
     check = [
         *lab.inside("host"), sys.executable, "-m", "cuckoo_api", "--cwd", str(cwd),
         "vpn", "check", "vpn0",

@@ -15,10 +15,10 @@ examples:
 """
 ROOTER_EPILOG = """\
 It needs CAP_NET_ADMIN, and nothing else: root, or a systemd unit with that one capability.
-SIGHUP has it read conf/routing.conf again.
+SIGHUP has it read routing.conf again.
 
 example:
-  cuckoo --cwd /var/lib/cuckoo rooter --group cuckoo
+  cuckoo rooter --conf /etc/cuckoo/routing.conf --group cuckoo
 """
 
 Commands = Any  # argparse's own type of it is private
@@ -52,6 +52,11 @@ def add_network_commands(commands: Commands) -> None:
         "when it ends.",
         epilog=ROOTER_EPILOG,
         **RAW,
+    )
+    rooter.add_argument(
+        "--conf",
+        metavar="FILE",
+        help="read this file, and nothing in the working directory (default: conf/routing.conf)",
     )
     rooter.add_argument(
         "--socket", metavar="PATH", help="listen here (default: [cuckoo] rooter in cuckoo.conf)"

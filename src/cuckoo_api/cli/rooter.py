@@ -29,8 +29,8 @@ async def _serve(arguments: argparse.Namespace, cwd: Path) -> None:
     network = _network(arguments, cwd)
     if not network.rooter.interfaces:
         fault = (
-            "conf/routing.conf [rooter] interfaces: is empty; allowed: the guests' networks as "
-            "this host sees them, such as virbr0"
+            f"{arguments.conf or 'conf/routing.conf'} [rooter] interfaces: is empty, and so is "
+            "bridges; allowed: the guests' networks as this host sees them, such as virbr0"
         )
         raise ConfigError([fault])
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
@@ -74,7 +74,7 @@ async def _reload(
 
 
 def _network(arguments: argparse.Namespace, cwd: Path) -> Network:
-    network = load_network(cwd)
+    network = load_network(cwd, Path(arguments.conf) if arguments.conf else None)
     allowed = dataclasses.replace(
         network.rooter,
         user=arguments.user or network.rooter.user,

@@ -80,6 +80,7 @@ INHERITED = {
 }
 """Keys of Cuckoo 2's files that mean nothing here (yet): an upgrader's file brings them."""
 
+ROUTING = "conf/routing.conf"
 INHERITED_SECTIONS = ("feedback", "remotecontrol")
 
 MACHINE_KEYS = (
@@ -111,7 +112,7 @@ def load_settings(
     sections |= _sections(file, "cuckoo")
     _check(file, sections, tokens)
     file.finish(INHERITED_SECTIONS)
-    network = _network(cwd, findings)
+    network = _network(cwd / ROUTING, ROUTING, findings)
     if machinery is not None:
         sections["cuckoo"] = dataclasses.replace(sections["cuckoo"], machinery=tuple(machinery))
     by_name = {plugin.name: plugin for plugin in plugins}
@@ -142,19 +143,27 @@ def load_settings(
     )
 
 
-def load_network(cwd: Path) -> Network:
-    """Read what the rooter has to know. Raises ConfigError with every fault of it."""
+def load_network(cwd: Path, path: Path | None = None) -> Network:
+    """Read what the rooter has to know. Raises ConfigError with every fault of it.
+
+    With ``path`` that file alone is read, and nothing in the working directory.
+    """
     findings = Findings()
-    network = _network(cwd, findings)
-    socket = IniFile(cwd / "conf" / "cuckoo.conf", "conf/cuckoo.conf", Findings())
+    if path is not None:
+        if not path.exists():
+            findings.faults.append(f"{path} is not there; conf/routing.conf is its example")
+        network, where = _network(path, str(path), findings), ""
+    else:
+        network = _network(cwd / ROUTING, ROUTING, findings)
+        socket = IniFile(cwd / "conf" / "cuckoo.conf", "conf/cuckoo.conf", Findings())
+        where = socket.text("cuckoo", "rooter")
     if findings.faults:
         raise ConfigError(findings.faults)
-    where = socket.text("cuckoo", "rooter")
     return dataclasses.replace(network, socket=Path(where)) if where else network
 
 
-def _network(cwd: Path, findings: Findings) -> Network:
-    file = IniFile(cwd / "conf" / "routing.conf", "conf/routing.conf", findings)
+def _network(path: Path, shown: str, findings: Findings) -> Network:
+    file = IniFile(path, shown, findings)
     sections = _sections(file, "routing")
     wanted: VpnSection = sections.pop("vpn")
     for section in set(file.sections) - set(SECTIONS["routing"]) - set(wanted.vpns):

@@ -61,6 +61,21 @@ def test_vpns_are_read_and_the_routes_that_they_make(tmp_path: Path) -> None:
     assert load_settings(tmp_path, [], machinery=()).network == found
 
 
+def test_a_rooter_s_own_file_is_all_that_is_read(tmp_path: Path) -> None:
+    own = tmp_path / "own.conf"
+    with pytest.raises(ConfigError, match=r"own.conf is not there"):
+        load_network(tmp_path, own)
+    own.write_text(VPNS)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "routing.conf").write_text("[rooter]\ninterfaces = eth0\n")
+    (tmp_path / "conf" / "cuckoo.conf").write_text("[cuckoo]\nrooter = /tmp/elsewhere\n")
+    found = load_network(tmp_path, own)
+    assert (found.rooter.interfaces, found.socket) == (("virbr0", "virbr1"), Network().socket)
+    own.write_text("[rooter]\nbridges = x\n")
+    with pytest.raises(ConfigError, match=r"own.conf:2 .rooter. bridges: 'x'"):
+        load_network(tmp_path, own)
+
+
 def test_bridges_that_the_rooter_makes_are_among_its_interfaces(tmp_path: Path) -> None:
     text = "[rooter]\ninterfaces = virbr0\nbridges = qemubr:192.168.55.1/24, b-2:10.1.0.1/16\n"
     rooter = network(tmp_path, text).rooter
