@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,38 @@ async def test_a_qemu_that_cannot_start_says_why(make: Make, tmp_path: Path) -> 
     assert await backend.state("one") is MachineState.ABORTED
     await backend.power_off("one")
     assert not (backend.config.state_dir / "one/run").exists()
+
+
+SLOW = """\
+#!/bin/sh
+echo begun >> {notes}
+sleep 0.3
+{program} "$@"
+echo ended >> {notes}
+"""
+
+
+@pytest.mark.parametrize("lab", ["user"], indirect=True)
+async def test_a_start_that_is_given_up_leaves_nobody_at_work_on_its_files(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, programs = tmp_path / "notes", tmp_path / "programs"
+    programs.mkdir()
+    slow = programs / "qemu-img"
+    slow.write_text(SLOW.format(notes=notes, program=shutil.which("qemu-img")))
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    backend = await make()
+    start = asyncio.create_task(backend.restore_and_start("one", ""))
+    async with asyncio.timeout(20):
+        while not notes.exists():
+            await asyncio.sleep(0.01)
+    start.cancel()
+    await asyncio.wait({start})
+    words = notes.read_text().split()
+    assert words.count("begun") == words.count("ended")
+    await backend.power_off("one")
+    assert await backend.state("one") is MachineState.POWEROFF
 
 
 # -- the server -----------------------------------------------------------------------------------

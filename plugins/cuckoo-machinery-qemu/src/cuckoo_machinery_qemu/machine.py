@@ -188,15 +188,15 @@ class Machine:
     async def _launch(self, spec: MachineSpec, snapshot: Path | None) -> Monitor:
         """Start QEMU, paused, on a fresh overlay over the image or the snapshot's disk."""
         network = self._host.connected(self.label)
-        run = await asyncio.to_thread(self.files.fresh_run)
-        bottom = "qcow2" if snapshot else spec.image_format
-        base = snapshot / "disk.qcow2" if snapshot else spec.image
-        await _qemu_img(run, "overlay.qcow2", "-b", str(base), "-F", bottom)
-        if snapshot is None:
-            await _qemu_img(run, "state.qcow2", str(STATE_SIZE))
-        placed = await asyncio.to_thread(furnish, spec, run, snapshot)
-        if os.geteuid() == 0:
-            await asyncio.to_thread(give_to, run, self._uid)
+        preparing = asyncio.create_task(self._prepare(spec, snapshot))
+        try:
+            placed = await asyncio.shield(preparing)
+        except asyncio.CancelledError:
+            # threads and programs are at work in the run folder, which the next start makes anew
+            await asyncio.wait({preparing})
+            if not preparing.cancelled():
+                preparing.exception()  # nobody else asks for it
+            raise
         drives: list[Drive] = []
         try:
             drives.append(Drive(os.open(spec.image, os.O_RDONLY), spec.image_format))
@@ -211,7 +211,7 @@ class Machine:
                 process = self.process = QemuProcess(self.label, self._changed)
                 await process.start(
                     [*self._host.rights(self._uid), *network.launcher(self.place), *command],
-                    cwd=run,
+                    cwd=self.files.run,
                     fds=[*fds, *(drive.fd for drive in drives)],
                     pidfile=self.files.pidfile,
                 )
@@ -219,6 +219,19 @@ class Machine:
             for drive in drives:
                 os.close(drive.fd)
         return process.monitor
+
+    async def _prepare(self, spec: MachineSpec, snapshot: Path | None) -> MachineSpec:
+        """Fill a fresh run folder. Returns the machine with what has been placed there."""
+        run = await asyncio.to_thread(self.files.fresh_run)
+        bottom = "qcow2" if snapshot else spec.image_format
+        base = snapshot / "disk.qcow2" if snapshot else spec.image
+        await _qemu_img(run, "overlay.qcow2", "-b", str(base), "-F", bottom)
+        if snapshot is None:
+            await _qemu_img(run, "state.qcow2", str(STATE_SIZE))
+        placed = await asyncio.to_thread(furnish, spec, run, snapshot)
+        if os.geteuid() == 0:
+            await asyncio.to_thread(give_to, run, self._uid)
+        return placed
 
     @property
     def _uid(self) -> int:
