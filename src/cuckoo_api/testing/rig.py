@@ -178,6 +178,14 @@ class _Heartbeat(threading.Thread):
         return sum(max(0.0, min(end, last) - max(start, first)) for first, last in stalls)
 
 
+def _starved() -> float:
+    """Seconds that this thread could have run, and no processor was free; 0 where not counted."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 @contextlib.asynccontextmanager
 async def event_loop_watched(max_lag: float) -> AsyncIterator[None]:
     """Fail when the event loop stood still for longer than ``max_lag`` seconds.
@@ -186,8 +194,7 @@ async def event_loop_watched(max_lag: float) -> AsyncIterator[None]:
     """
     pause = 0.005
     worst = 0.0
-    due = time.monotonic() + pause
-    spent = time.process_time()
+    due, spent, starved = time.monotonic() + pause, time.process_time(), _starved()
     heart = _Heartbeat(pause)
     heart.start()
 
@@ -195,13 +202,13 @@ async def event_loop_watched(max_lag: float) -> AsyncIterator[None]:
         nonlocal worst
         now = time.monotonic()
         lag = now - due
-        busy = time.process_time() - spent
-        worst = max(worst, lag - heart.stalled(due, now), min(lag, busy))
+        busy, waited = time.process_time() - spent, _starved() - starved
+        worst = max(worst, lag - max(heart.stalled(due, now), waited), min(lag - waited, busy))
 
     async def tick() -> None:
-        nonlocal due, spent
+        nonlocal due, spent, starved
         while True:
-            due, spent = time.monotonic() + pause, time.process_time()
+            due, spent, starved = time.monotonic() + pause, time.process_time(), _starved()
             await asyncio.sleep(pause)
             look()
 
