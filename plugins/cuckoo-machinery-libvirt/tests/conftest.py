@@ -25,6 +25,7 @@ _CLONE_NEWNET = 0x40000000
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process has all that share the machines and their network."""
     for item in items:
