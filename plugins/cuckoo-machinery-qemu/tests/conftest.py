@@ -21,15 +21,6 @@ pytest.register_assert_rewrite("cuckoo_api.testing.conformance", "cuckoo_api.tes
 Labs = Callable[[str], Lab]
 Make = Callable[..., Awaitable[QemuBackend]]
 _CLONE_NEWNET = 0x40000000
-HERE = Path(__file__).parent
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process has all that share the machines and their network."""
-    for item in items:
-        if item.path.parent == HERE and "namespace" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("qemu"))
 
 
 @pytest.fixture(scope="session")
