@@ -117,6 +117,8 @@ class Host:
             assert time.monotonic() < deadline, self.boot_log
             time.sleep(0.05)
 
+        self.run("chmod", "666", "/dev/net/tun")  # as udev does where there is one
+
     @property
     def boot_log(self) -> str:
         """What it said while it booted."""

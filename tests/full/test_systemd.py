@@ -73,8 +73,7 @@ def test_the_page_leads_to_a_service_that_is_hardened_and_watched(
                 assert shown in operator.said, operator.said
             has_no_rights(host, "cuckoo-api")
             has_no_rights(host, "cuckoo-engine")
-            assert int(status(host, "cuckoo-rooter")["CapEff"], 16) == 1 << 12  # CAP_NET_ADMIN
-            assert "cuckoo_rooter" in host.run("nft", "list", "tables")
+            the_rooter_alone_may_change_the_network(host)
             a_restart_fails_no_request(host)
             an_analysis_outlives_restarts(host)
             what_hangs_is_started_anew(host)
@@ -133,6 +132,19 @@ def an_analysis_outlives_restarts(host: Host) -> None:
     task = json.loads(host.run(CUCKOO, "view", "2", "--json"))
     assert (task["status"], task["errors"]) == ("reported", [])
     assert journal(host, "cuckoo-engine").count('"analysis.begins","task_id":2') == 1
+
+
+def the_rooter_alone_may_change_the_network(host: Host) -> None:
+    """By a file that the server cannot write; the guests are on a bridge that it has made."""
+    found, engine = status(host, "cuckoo-rooter"), status(host, "cuckoo-engine")
+    assert {int(found[f"Cap{kind}"], 16) for kind in ("Eff", "Prm", "Bnd")} == {1 << 12}
+    assert found["Uid"].split()[0] not in ("0", engine["Uid"].split()[0])
+    assert "cuckoo_rooter" in host.run("nft", "list", "tables")
+    assert '"command":"Plug"' in journal(host, "cuckoo-rooter")
+    assert "conf/routing.conf" not in host.run(CUCKOO, "doctor", check=False)
+    change = ("runuser", "-u", "cuckoo", "--", "sh", "-c", "echo >> /etc/cuckoo/routing.conf")
+    host.run(*change, check=False)
+    assert (host.root / "etc/cuckoo/routing.conf").read_text().endswith("/24\n")
 
 
 def what_hangs_is_started_anew(host: Host) -> None:

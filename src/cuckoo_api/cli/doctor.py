@@ -105,6 +105,8 @@ def _files(cwd: Path) -> Iterator[Finding]:
     """Secrets are the owner's alone, and the server may write where it works."""
     before = True
     for path in (cwd / "conf", *sorted((cwd / "conf").glob("*.conf")), cwd / "cuckoo.db"):
+        if path.is_symlink() and path.name == "routing.conf":
+            continue  # the rooter's file, which holds no secret
         if path.exists() and (mode := path.stat().st_mode & 0o077):
             before = False
             text_ = f"{path} is open to others (mode {mode | 0o700:o})"
@@ -191,10 +193,15 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 
 async def _routes(settings: Settings) -> AsyncIterator[Finding]:
-    """The rooter and the VPNs, where tasks may ask for them."""
+    """The rooter and the VPNs, where guests need them."""
     network = settings.network
-    if not any(network.needs_rooter(route) for route in network.routes):
+    is_needed = any(network.needs_rooter(route) for route in network.routes)
+    if not is_needed and not network.rooter.bridges:
         return
+    if _can_change(settings.cwd / "conf" / "routing.conf"):
+        text_ = "this account can write conf/routing.conf, and so say what a route is"
+        advice = "where that matters: make it a link to a file of root's, for cuckoo rooter --conf"
+        yield Finding(WARN, "rooter", text_, advice)
     if not network.rooter.interfaces:
         text_ = "[rooter] interfaces in conf/routing.conf is empty: no guest can have a route"
         yield Finding(FAIL, "rooter", text_, "name the guests' networks there")
@@ -214,6 +221,12 @@ async def _routes(settings: Settings) -> AsyncIterator[Finding]:
         else:
             advice = f"cuckoo vpn check {vpn.name}"
             yield Finding(WARN, "vpn", f"{vpn.name} is {vpn.status}: {vpn.error}", advice)
+
+
+def _can_change(path: Path) -> bool:
+    """Whether an account that is not root's has a file, or its folder, in its hands."""
+    real = path.resolve()
+    return os.geteuid() != 0 and any(os.access(each, os.W_OK) for each in (real, real.parent))
 
 
 async def _machines(settings: Settings, *, deep: bool) -> AsyncIterator[Finding]:

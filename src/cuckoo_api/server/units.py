@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import pwd
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ UNITS = (
 FILES = {
     **{f"usr/local/lib/systemd/system/{name}": name for name in UNITS},
     "etc/sysusers.d/cuckoo.conf": "sysusers.d/cuckoo.conf",
+    "etc/sysusers.d/cuckoo-rooter.conf": "sysusers.d/cuckoo-rooter.conf",
     "etc/tmpfiles.d/cuckoo.conf": "tmpfiles.d/cuckoo.conf",
 }
 """Where each file belongs, below /. /etc/systemd/system has an operator's changes, which stay."""
@@ -44,6 +46,7 @@ def units(settings: Settings) -> dict[str, str]:
         if not set(str(path)).isdisjoint(" \t\n\"'\\%$;"):
             raise ConfigError([f"{str(path)!r}: a path for systemd is without spaces and marks"])
     user = _owner(cwd)
+    group = _name_of_group(user)
     texts = {path: default_conf(f"systemd/{name}") for path, name in FILES.items()}
     if user != USER:
         del texts["etc/sysusers.d/cuckoo.conf"]  # the account is there
@@ -52,6 +55,8 @@ def units(settings: Settings) -> dict[str, str]:
         CWD: str(cwd),
         f"User={USER}\n": f"User={user}\n",
         f" {USER} {USER} ": f" {user} {_group(user)} ",
+        f"--group {USER}\n": f"--group {group}\n",
+        f"Group={USER}\n": f"Group={group}\n",
         "ListenStream=127.0.0.1:8090\n": f"ListenStream={_address(settings)}\n",
     }
     if any(path.is_relative_to(home) for path in (program, cwd) for home in HOMES):
@@ -77,6 +82,14 @@ def _owner(cwd: Path) -> str:
 def _group(user: str) -> str:
     """The account's group; that of an account that is to be made has its name."""
     return "-" if user != USER else USER
+
+
+def _name_of_group(user: str) -> str:
+    """The account's own group; that of one which is not there is to have its name."""
+    try:
+        return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+    except KeyError:
+        return user
 
 
 def _address(settings: Settings) -> str:

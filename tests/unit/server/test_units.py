@@ -55,7 +55,7 @@ def values(path: Path, key: str) -> list[str]:
 
 def test_systemd_finds_no_fault_in_them(folder: Path) -> None:
     found = sorted((folder / SYSTEM).iterdir())
-    assert len(found) == len(FILES) - 2
+    assert len(found) == len(FILES) - 3
     done = analyze("verify", "--man=no", *map(str, found))
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -87,6 +87,7 @@ def test_the_accounts_and_folders_can_be_made(folder: Path) -> None:
     [account] = [line.split(":") for line in (folder / "etc/passwd").read_text().splitlines()
                  if line.startswith("cuckoo:")]  # fmt: skip
     assert account[5:] == ["/var/lib/cuckoo", "/usr/sbin/nologin"]
+    assert "\ncuckoo-rooter:x:" in (folder / "etc/passwd").read_text()
     assert "kvm:x:" in (folder / "etc" / "group").read_text()
     subprocess.run(["systemd-tmpfiles", "--root", str(folder), "--create"], check=True)
     made = folder / "var" / "lib" / "cuckoo"
@@ -106,6 +107,11 @@ def test_paths_address_and_account_are_those_of_the_installation(
     assert f"ReadWritePaths={settings.cwd}\n" in engine
     assert "ListenStream=[::1]:9000\n" in texts[f"{SYSTEM}/cuckoo-api.socket"]
     assert "etc/sysusers.d/cuckoo.conf" not in texts  # it is there
+    rooter = texts[f"{SYSTEM}/cuckoo-rooter.service"]
+    assert f"{program} rooter --conf /etc/cuckoo/routing.conf --group analyst\n" in rooter
+    assert "User=cuckoo-rooter\nSupplementaryGroups" not in rooter.replace("#", "")
+    assert "User=cuckoo-rooter\n" in rooter
+    assert "\nGroup=analyst\n" in rooter
     assert f"d {settings.cwd} 0700 analyst - -" in texts["etc/tmpfiles.d/cuckoo.conf"]
     assert not [path for path, text in texts.items() if "/opt/cuckoo" in text]
 
