@@ -4,7 +4,8 @@ A fenced block is one of these:
 
 - ``sh``: commands for the reader's terminal. They share one shell, as they do there, and each has
   to end well. After ``<!-- server -->`` the last of them goes on in a terminal of its own until the
-  page is done with; what follows begins once it says that it is ready.
+  page is done with. What follows begins once it says that it is ready, or says the words of
+  ``<!-- server: WORDS -->``.
 - Anything else with a title: a file of that name.
 - ``ini`` with a title: keys to be set in that file, and sections to be added.
 - Anything else is to be looked at.
@@ -36,7 +37,8 @@ PATIENCE = 120
 """Seconds for one block: the longest builds a guest's snapshot under emulation."""
 
 _BLOCK = re.compile(
-    r"^(?P<server><!-- server -->\n+)?```(?P<language>\w+)(?: title=\"(?P<title>[^\"]*)\")?\n"
+    r"^(?:<!-- (?P<server>server)(?:: (?P<ready>[^\n]+))? -->\n+)?"
+    r"```(?P<language>\w+)(?: title=\"(?P<title>[^\"]*)\")?\n"
     r"(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -51,18 +53,29 @@ class Step:
     title: str
     text: str
     server: bool
+    ready: str = READY
+    """What a server says once it is ready."""
 
 
-def steps(page: str) -> list[Step]:
-    """What a page, by its path in the project, asks for, in order."""
-    text = (ROOT / page).read_text(encoding="utf-8")
+def steps(page: str, section: str = "") -> list[Step]:
+    """What a page, by its path in the project, asks for, in order; or what is below one heading."""
+    whole = (ROOT / page).read_text(encoding="utf-8")
+    begin, end = 0, len(whole)
+    if section:
+        heading = re.search(rf"^#+ {re.escape(section)}$", whole, re.MULTILINE)
+        assert heading, section
+        begin = heading.end()
+        after = re.compile(r"^#+ ", re.MULTILINE).search(whole, begin)
+        end = after.start() if after else end
+    text = whole[begin:end]
     found = [
         Step(
-            line=text.count("\n", 0, match.start()) + 1,
+            line=whole.count("\n", 0, begin + match.start()) + 1,
             language=match["language"],
             title=match["title"] or "",
             text=match["text"],
             server=bool(match["server"]),
+            ready=match["ready"] or READY,
         )
         for match in _BLOCK.finditer(text)
     ]
@@ -121,9 +134,9 @@ class Reader:
             self.stop(server)
         self._end(self._shell)
 
-    def follow(self, page: str) -> None:
-        """Do all that the page says."""
-        for step in steps(page):
+    def follow(self, page: str, section: str = "") -> None:
+        """Do all that the page says, or what it says below one heading."""
+        for step in steps(page, section):
             self.do(page, step)
 
     def do(self, page: str, step: Step) -> None:
@@ -134,7 +147,7 @@ class Reader:
         elif step.title:
             self._path(step.title).write_text(step.text)
         elif step.server:
-            self._serve(where, step.text)
+            self._serve(where, step)
         else:
             self._run(where, step.text)
 
@@ -169,13 +182,13 @@ class Reader:
         self.said += said
         assert self._shell.poll() is None, f"{where} failed:\n{said}"
 
-    def _serve(self, where: str, text: str) -> None:
+    def _serve(self, where: str, step: Step) -> None:
         log = self.home / f"server-{len(self._servers)}.log"
         with log.open("wb") as file:
-            server = self._bash("-c", self._prologue + text, stdout=file)
+            server = self._bash("-c", self._prologue + step.text, stdout=file)
         self._servers.append(server)
         deadline = time.monotonic() + PATIENCE
-        while READY not in (said := log.read_text(errors="replace")):
+        while step.ready not in (said := log.read_text(errors="replace")):
             assert server.poll() is None, f"{where} did not start:\n{said}"
             assert time.monotonic() < deadline, f"{where} is not ready:\n{said}"
             time.sleep(0.02)

@@ -27,12 +27,25 @@ class FreshEnvironment:
         self.python = str(folder / "bin" / "python")
         self.cuckoo = (self.python, "-m", "cuckoo_api")
         run(base, "-m", "venv", "--without-pip", str(folder))
-        shared = folder / "shared"
-        shared.mkdir()
-        for name in needed([*declared(ROOT, "testing"), *BUILDER]):
-            link(distribution(name), shared)
+        self._shared = folder / "shared"
+        self._shared.mkdir()
+        self._bring([*declared(ROOT, "testing"), *BUILDER])
         [site] = folder.glob("lib/python*/site-packages")
-        (site / "shared.pth").write_text(f"{shared}\n")
+        (site / "shared.pth").write_text(f"{self._shared}\n")
+
+    def add(self, name: str) -> None:
+        """As ``pip install NAME`` does: a package of the running one with its programs."""
+        self._bring([name])
+        for entry in distribution(name).entry_points.select(group="console_scripts"):
+            program = self.folder / "bin" / entry.name
+            program.write_text(
+                f"#!{self.python}\nfrom {entry.module} import {entry.attr}\n{entry.attr}()\n"
+            )
+            program.chmod(0o755)
+
+    def _bring(self, lines: Iterable[str]) -> None:
+        for name in needed(lines):
+            link(distribution(name), self._shared)
 
     def install(self, *words: str) -> None:
         """Build and install with pip; what is missing is an error."""

@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +45,9 @@ def application(environ, start_response):
     return answer(environ, start_response)
 """
 RELOADS = 3
-PAGE = ROOT / "docs" / "webservers.md"
+PAGE = "docs/webservers.md"
+SECTIONS = {"uwsgi": "nginx and uWSGI", "gunicorn": "gunicorn", "socket": "nginx and a unix socket"}
+"""Where the page says how to let the API run; tests/pagekit.py does it."""
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> FreshEnvironment:
     """An installation on the Python that uWSGI's plugin runs: Debian's."""
     made = FreshEnvironment(tmp_path_factory.mktemp("web") / "venv", "/usr/bin/python3")
     made.install(str(ROOT))
+    made.add("gunicorn")
     return made
 
 
-@pytest.fixture(scope="module", params=["uwsgi", "gunicorn", "socket"])
+@pytest.fixture(scope="module", params=SECTIONS)
 def kind(request: pytest.FixtureRequest) -> str:
     """What runs the API."""
     return str(request.param)
@@ -69,18 +71,16 @@ def host(
     environment: FreshEnvironment,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[WebHost]:
-    """nginx before a running API."""
-    with WebHost(tmp_path_factory.mktemp("host"), environment) as made:
-        match kind:
-            case "uwsgi":
-                made.start_uwsgi()
-                made.start_nginx()
-            case "gunicorn":
-                start_gunicorn(made)
-                made.start_nginx("--socket", SOCKET)
-            case "socket":
-                start_server(made)
-                made.start_nginx("--socket", SOCKET)
+    """nginx before a running API: what the page says was done, word for word."""
+    with (
+        WebHost(tmp_path_factory.mktemp("host"), environment) as made,
+        made.reader() as administrator,
+    ):
+        made.run("nginx")
+        if kind != "socket":
+            administrator.follow(PAGE, "Web servers")  # the engine
+        administrator.follow(PAGE, SECTIONS[kind])
+        made.until_served()
         yield made
 
 
@@ -89,27 +89,6 @@ def bare(environment: FreshEnvironment, tmp_path: Path) -> Iterator[WebHost]:
     """Where nothing runs yet."""
     with WebHost(tmp_path, environment) as made:
         yield made
-
-
-def start_server(host: WebHost) -> None:
-    words = ("--cwd", str(host.cwd), "api", "--no-engine", "--socket", SOCKET)
-    host.start(*host.environment.cuckoo, *words)
-    host.until_listening(SOCKET)
-    # as cuckoo-api.socket has it
-    host.run("chown", "root:www-data", SOCKET)
-    host.run("chmod", "660", SOCKET)
-
-
-def start_gunicorn(host: WebHost) -> int:
-    """As docs/webservers.md says; its pid."""
-    process = host.start(
-        *(sys.executable, "-m", "gunicorn", "--workers", "2", "--graceful-timeout", "60"),
-        *("--worker-class", "aiohttp.GunicornWebWorker"),
-        *("--bind", f"unix:{SOCKET}", "--umask", "007", "--group", "www-data"),
-        "cuckoo_api.server.gunicorn:create_runner",
-    )
-    host.until_listening(SOCKET)
-    return process.pid
 
 
 def contents(mib: int) -> Iterator[bytes]:
@@ -256,20 +235,23 @@ def test_uwsgis_workers_are_replaced_under_load(bare: WebHost) -> None:
 
 
 def test_gunicorns_workers_are_replaced_under_load_too(bare: WebHost) -> None:
-    pid = start_gunicorn(bare)
-    bare.start_nginx("--socket", SOCKET)
-    with Probe(bare) as probe:
-        probe.until_answered(2 * probe.clients)
-        os.kill(pid, signal.SIGHUP)
-        bare.until_said("Handling signal: hup")
-        bare.until_said("Booting worker", 4)
-        bare.until_said("Worker exiting", 2)
-        probe.until_answered(2 * probe.clients)
+    with bare.reader() as administrator:
+        bare.run("nginx")
+        administrator.follow(PAGE, SECTIONS["gunicorn"])
+        bare.until_served()
+        [pid] = re.findall(r"\[(\d+)\] \[INFO\] Listening at", bare.api_log())
+        with Probe(bare) as probe:
+            probe.until_answered(2 * probe.clients)
+            os.kill(int(pid), signal.SIGHUP)
+            bare.until_said("Handling signal: hup")
+            bare.until_said("Booting worker", 4)
+            bare.until_said("Worker exiting", 2)
+            probe.until_answered(2 * probe.clients)
     assert set(probe.seen) == {"200"}, probe.seen
 
 
 def test_the_page_has_nginx_speak_tls(bare: WebHost, tmp_path: Path) -> None:
-    [lines] = re.findall(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    [lines] = re.findall(r"```nginx\n(.*?)```", (ROOT / PAGE).read_text(), re.DOTALL)
     key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
     bare.run(
         *("openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import socket
 import subprocess
@@ -19,16 +18,23 @@ from typing import Self
 from freshenv import FreshEnvironment
 from serverkit import configure
 
+from pagekit import Reader
+
 PATIENCE = 30.0
 SITE = "cuckoo-api"
 READY = "(mountpoint='') ready in"
 """What uWSGI says of a worker that serves."""
+HOME = "/srv/cuckoo"
+"""Where the pages have the working directory."""
 PRIVATE = (
     "/run",
     "/var/log",
     "/var/lib/nginx",
+    "/etc/nginx/sites-available",
     "/etc/nginx/sites-enabled",
+    "/etc/uwsgi/apps-available",
     "/etc/uwsgi/apps-enabled",
+    "/srv",
 )
 """Folders of Debian's that the programs see empty, and write to."""
 
@@ -47,12 +53,14 @@ class WebHost:
 
     def __init__(self, folder: Path, environment: FreshEnvironment) -> None:
         self.cwd = folder / "cwd"
+        self.cwd.mkdir()
         self.port = free_port()
         self.environment = environment
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._desk = folder / "reader"
         self._workers = 0
         places = " && ".join(f"mount -t tmpfs none {place}" for place in PRIVATE)
-        folders = "mkdir -p /var/log/nginx /var/log/uwsgi/app /run/cuckoo"
+        folders = f"mkdir -p /var/log/nginx /var/log/uwsgi/app /run/cuckoo {HOME}"
+        folders += f" && mount --bind {self.cwd} {HOME}"
         self._holder = subprocess.Popen(
             [
                 *("unshare", "--mount", "--propagation", "private", "sh", "-ec"),
@@ -63,7 +71,8 @@ class WebHost:
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"ready\n"
         self.cuckoo("init")
-        configure(self.cwd, "cuckoo", {"cuckoo.machinery": "", "cuckoo.freespace": "64"})
+        values = {"cuckoo.machinery": "", "cuckoo.freespace": "64", "api.port": str(self.port)}
+        configure(self.cwd, "cuckoo", values)
         conf = (self.cwd / "conf" / "cuckoo.conf").read_text()
         [self.token] = re.findall(r"^api_token\s*=\s*(\S+)", conf, re.MULTILINE)
 
@@ -78,9 +87,6 @@ class WebHost:
     ) -> None:
         self.stop_nginx()
         self.stop_uwsgi()
-        for process in reversed(self._started):
-            process.terminate()
-            process.wait(PATIENCE)
         self._holder.kill()
         self._holder.wait()
         if self._holder.stdout is not None:
@@ -104,13 +110,11 @@ class WebHost:
         """The installation's command."""
         return self.run(*self.environment.cuckoo, "--cwd", str(self.cwd), *words)
 
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
-        """Let a server run until the end; what it logs is kept as ``api.log``."""
-        environment = os.environ | {"CUCKOO_CWD": str(self.cwd)}
-        with (self.cwd / "log" / "api.log").open("ab") as log:
-            process = subprocess.Popen(self.inside(*command), env=environment, stderr=log)
-        self._started.append(process)
-        return process
+    def reader(self) -> Reader:
+        """Somebody who sits before it, with these pages."""
+        path = f"{self.environment.folder}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        environment = {"PATH": path, "CUCKOO_CWD": HOME}
+        return Reader(self._desk, inside=self.inside(), environment=environment)
 
     def path(self, inside: str) -> Path:
         """A path in here, as it is seen from outside."""
@@ -147,16 +151,21 @@ class WebHost:
             assert time.monotonic() < deadline, self.api_log()
             time.sleep(0.02)
 
-    def until_listening(self, place: str) -> None:
-        """Until somebody listens on a unix socket in here."""
+    def until_served(self) -> None:
+        """Until nginx listens: a reload of its own returns before."""
         deadline = time.monotonic() + PATIENCE
-        while not self.path(place).exists():
-            assert time.monotonic() < deadline, self.api_log()
-            time.sleep(0.02)
+        while True:
+            try:
+                self.connect().close()
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            else:
+                return
 
     def start_nginx(self, *options: str, change: Sequence[tuple[str, str]] = ()) -> None:
         """Do what the printed site says, with Debian's own nginx.conf."""
-        site = self.cuckoo("api", "--nginx", "--port", str(self.port), *options)
+        site = self.cuckoo("api", "--nginx", *options)
         for old, new in change:
             assert old in site
             site = site.replace(old, new)
@@ -176,8 +185,8 @@ class WebHost:
             time.sleep(0.02)
 
     def api_log(self) -> str:
-        """What the API has logged, in uWSGI's log or in its own."""
-        logs = (self.path(f"/var/log/uwsgi/app/{SITE}.log"), self.cwd / "log" / "api.log")
+        """What the API has logged, in uWSGI's log or in a terminal."""
+        logs = (self.path(f"/var/log/uwsgi/app/{SITE}.log"), *self._desk.glob("home/server-*.log"))
         return "".join(log.read_text() for log in logs if log.exists())
 
     def peak(self, program: str) -> int:
