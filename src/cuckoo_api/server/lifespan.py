@@ -162,9 +162,15 @@ async def _open_engine(
     await fleet.open()
     await router.guard(_services_of_the_host(settings))
 
-    addresses = fleet.result_addresses()
     results = ResultServer(settings.resultserver, on_kept=meter.result_bytes.inc)
     stack.push_async_callback(results.close)
+
+    async def listen_for_new_machines() -> None:
+        for fault in await results.also_open(fleet.result_addresses()):
+            log.error("results.not_listening", fault=fault)
+
+    fleet.on_opened = listen_for_new_machines  # from here on: what is open now comes next
+    addresses = fleet.result_addresses()
     await results.open(addresses)
     sinkhole = await _open_sinkhole(stack, settings, {ip for ip, _ in addresses})
 
@@ -179,16 +185,10 @@ async def _open_engine(
     stack.push_async_callback(retention.close)
     retention.open()
 
-    async def listen_for_new_machines() -> None:
-        for fault in await results.also_open(fleet.result_addresses()):
-            log.error("results.not_listening", fault=fault)
-
     async def reconfigure(new: Settings) -> None:
         results.reconfigure(new.resultserver)
         retention.reconfigure(new.retention)
         scheduler.reconfigure(dataclasses.replace(workshop, settings=new))
-
-    fleet.on_opened = listen_for_new_machines
 
     async def reroute(new: Settings) -> None:
         router.reconfigure(new.network)

@@ -125,8 +125,8 @@ class Rooter:
             await asyncio.wait(set(self._connections))
         made = self._network.rooter.made
         await self._kernel.reset(self._network.rooter.interfaces, made)
-        await self._kernel.take_down(made)
         self._kernel.restore()
+        await self._kernel.take_down(made)
 
     async def reload(self, network: Network) -> None:
         """Take another routing.conf. A guest whose route is not in it, or is another, is shut."""
