@@ -127,6 +127,17 @@ async def test_a_report_has_every_field_that_clients_know(
     assert debug["log"][-1] == "analyzer: INFO: the sample ended"
     assert report["metadata"]["output"]["pcap"]["basename"] == "dump.pcap"
 
+    # the next report is made with other rules, and nobody has to reload anything for it
+    (signatures / "mine.py").write_text(SIGNATURE.replace('"drops"', '"leaves"'))
+    rules = site.settings.cwd / "conf" / "yara"
+    rules.mkdir(parents=True)
+    (rules / "mine.yar").write_text('rule greets { strings: $a = "hello" condition: $a }')
+    await site.get(f"/tasks/rereport/{task['id']}")
+    await site.until(task["id"], "reported")
+    report = await site.get(f"/tasks/report/{task['id']}")
+    assert {one["name"] for one in report["signatures"]} == {"leaves", "yara_match"}
+    assert [rule["name"] for rule in report["target"]["file"]["yara"]] == ["greets"]
+
 
 async def test_a_report_without_results_has_what_clients_crash_without(
     site: Site, monkeypatch: pytest.MonkeyPatch
