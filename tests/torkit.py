@@ -12,7 +12,7 @@ from pathlib import Path
 from netkit import GATEWAY, PROVIDER, WEB, Lab, until
 
 RELAYS = ("authority", "first", "second", "third")
-"""A way takes three of them; a client keeps to one as its first."""
+"""A way begins at the authority, which alone has the directory, and leaves by one of the others."""
 PORTS = 7000
 """The authority's page, and from the next on one for each relay."""
 ALL = """\
@@ -28,14 +28,18 @@ SocksPort 0
 Address {address}
 ORPort {address}:{port}
 AssumeReachable 1
-DirCache {is_authority}
-ExitRelay 1
-ExitPolicy accept *:*
 ServerDNSDetectHijacking 0
 ServerDNSTestAddresses
 ServerDNSResolvConfFile {folder}/resolv.conf
 """
+EXIT = """\
+DirCache 0
+ExitRelay 1
+ExitPolicy accept *:*
+"""
+"""It has no directory: it would be asked for what it does not know yet."""
 AUTHORITY = """\
+ExitPolicy reject *:*
 AuthoritativeDirectory 1
 V3AuthoritativeDirectory 1
 ContactInfo authority@example.org
@@ -47,7 +51,6 @@ V3AuthVotingInterval 10
 V3AuthVoteDelay 2
 V3AuthDistDelay 2
 TestingAuthDirTimeToLearnReachability 0
-TestingDirAuthVoteExit *
 TestingDirAuthVoteGuard *
 """
 CLIENT = """\
@@ -76,19 +79,16 @@ class Tor:
         self._lab, self._folder = lab, folder
         for name in (*RELAYS, "client"):
             (folder / name).mkdir(mode=0o700)
-        self._known = {"address": PROVIDER, "ports": PORTS, "orport": PORTS + 1}
+        self._known: dict[str, object] = {"address": PROVIDER, "ports": PORTS, "orport": PORTS + 1}
         self._known |= {"gateway": GATEWAY, **self._keys(folder / "authority")}
 
     def start(self) -> None:
         """Start all, and wait until the host's has made a way through it."""
         self._lab.python("provider", NAMES)
         for number, name in enumerate(RELAYS):
-            # the others would be asked for what they do not have yet
-            is_authority = int(name == "authority")
-            more = AUTHORITY * is_authority
+            more = AUTHORITY if name == "authority" else EXIT
             (self._folder / name / "resolv.conf").write_text("nameserver 127.0.0.1\n")
-            known = {"port": PORTS + 1 + number, "is_authority": is_authority}
-            self._start("provider", name, RELAY + more, **known)
+            self._start("provider", name, RELAY + more, PORTS + 1 + number)
         # a client that came earlier would ask again later and later
         until(self._knows_all, "what the authority tells of the relays", 30)
         self._start("host", "client", CLIENT)
@@ -99,9 +99,9 @@ class Tor:
         told = self._folder / "authority" / "cached-microdesc-consensus"
         return told.exists() and told.read_text().count("\nr ") == len(RELAYS)
 
-    def _start(self, namespace: str, name: str, conf: str, **known: int) -> None:
+    def _start(self, namespace: str, name: str, conf: str, port: int = 0) -> None:
         folder = self._folder / name
-        said = (ALL + conf).format(folder=folder, name=name, **self._known, **known)
+        said = (ALL + conf).format(folder=folder, name=name, port=port, **self._known)
         (folder / "torrc").write_text(said)
         log = self._folder / f"{name}.log"
         self._lab.spawn(namespace, "tor", "-f", str(folder / "torrc"), log=log)
