@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cuckoo_api.cli import doctor
+from cuckoo_api.cli.doctor import data, network
 from cuckoo_api.cli.main import main
 from cuckoo_api.server.lock import engine_lock
 from cuckoo_api.settings import load_network, load_settings
@@ -141,12 +141,12 @@ async def test_rooter_and_vpns_are_looked_at_where_tasks_may_have_them(
     (cwd / "conf" / "routing.conf").rename(own)
     own.chmod(0o644)
     (cwd / "conf" / "routing.conf").symlink_to(own)
-    monkeypatch.setattr(doctor.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(network.os, "geteuid", lambda: 1000)
     for access, level in ((True, "WARN"), (False, "OK")):
-        monkeypatch.setattr(doctor.os, "access", lambda *_, access=access: access)
+        monkeypatch.setattr(network.os, "access", lambda *_, access=access: access)
         async with noted_rooter(load_network(cwd), cwd / "rooter.sock"):
-            seen = [each async for each in doctor._routes(load_settings(cwd, [], machinery=()))]
+            seen = [each async for each in network.routes(load_settings(cwd, [], machinery=()))]
         assert next(each.level for each in seen if each.about == "rooter") == level
-    assert "routing.conf" not in str([x.text for x in doctor._files(cwd) if "open to" in x.text])
+    assert "routing.conf" not in str([x.text for x in data.permissions(cwd) if "open to" in x.text])
     [down] = [each for each in found if each["text"].startswith("down is down")]
     assert down["advice"] == "cuckoo vpn check down"
