@@ -225,7 +225,7 @@ async def test_what_dies_in_the_middle_of_an_analysis_leaks_nothing(
                 until(lambda: len([x for x in inside() if "IP " in x]) > 10, "it goes on", 30)
         if event == "the server":
             await site.start()  # it cleans up, and the task goes back to the queue
-        if event != "the tunnel":
+        if event == "the rooter":
             rooter.start()
         task = await site.until(task_id, *DONE)
         assert not [line for line in uplink() if "IP " in line]
