@@ -38,11 +38,12 @@ def test_the_demo_shows_what_the_sample_did(
         "storage/analyses/1/reports/report.html",
     ):
         assert words in first.stdout
-    begin = time.monotonic()
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert "/tasks/report/2" in second.stdout
-    assert time.monotonic() - begin < 60
+    if not prefix:  # the guest is there, and the demo goes on with it
+        begin = time.monotonic()
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 0, second.stdout + second.stderr
+        assert "/tasks/report/2" in second.stdout
+        assert time.monotonic() - begin < 60
     assert namespace.pids() == []
     assert namespace.links() == set()
     assert namespace.rules() == ""

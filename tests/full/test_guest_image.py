@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cuckoo_api.guest import GuestClient, GuestJob, Outcome, analyzer_zip
+from cuckoo_api.guest import GuestClient, GuestError, GuestJob, Outcome, analyzer_zip
 from cuckoo_api.guest.analyzer import PAYLOAD
 from cuckoo_api.guest.image import GuestImage
 from cuckoo_api.model.task import Task
@@ -170,42 +170,7 @@ async def test_demo_sample_after_a_restored_snapshot(guest: Guest, results: Resu
     assert (results.folder / "shots/screen.ppm").read_bytes()[:2] == b"P6"
 
 
-async def test_fork_bomb_is_ended_in_time(guest: Guest, results: Results, tmp_path: Path) -> None:
-    bomb = tmp_path / "bomb.sh"
-    bomb.write_text("#!/bin/sh\necho lit > /tmp/fuse\nb() { b | b & b; }\nb\n")
-    outcome = await analyse(guest, results, bomb, task_of(target="bomb.sh"), 5)
-    assert outcome.state == "complete"
-    assert contents(results)["fuse"] == b"lit\n"
-    log = (results.folder / "analysis.log").read_text()
-    assert "Analysis timeout hit" in log
-    assert "could not be killed" not in log
-
-
-async def test_persistence_survives_a_reset_and_is_recorded(guest: Guest, results: Results) -> None:
-    async with GuestClient(guest.agent) as client:
-        await client.wait_ready(BOOT_TIMEOUT)
-        await client.store("/etc/cron.d/planted", b"@reboot root echo cron > /root/by-cron\n")
-        await client.execute("echo 'echo login > /root/by-login' >> /root/.profile; sync")
-    await guest.command("system_reset")
-    async with GuestClient(guest.agent) as client:
-        # the old kernel may answer for a moment: the uptime tells
-        async with asyncio.timeout(BOOT_TIMEOUT):
-            while True:
-                await client.wait_ready(BOOT_TIMEOUT)
-                with contextlib.suppress(Exception):
-                    status, _ = await client.execute("cat /root/by-cron")
-                    if status == "cron\n":
-                        break
-    outcome = await analyse(guest, results, None, task_of(package="reboot"), 10)
-    assert outcome.state == "complete"
-    found = contents(results)
-    assert found["by-login"] == b"login\n"
-    assert found["by-cron"] == b"cron\n"
-    trace = (results.folder / "logs/trace.strace").read_text()
-    assert 'execve("/usr/sbin/cron"' in trace
-
-
-async def test_sample_as_an_unprivileged_user(
+async def test_an_unprivileged_user_and_an_agent_that_is_killed(
     guest: Guest, results: Results, tmp_path: Path
 ) -> None:
     sample = tmp_path / "id.sh"
@@ -215,12 +180,9 @@ async def test_sample_as_an_unprivileged_user(
     assert outcome.state == "complete"
     assert contents(results)["name"] == b"user\n"
     assert "Permission denied" in (results.folder / "analysis.log").read_text()
-
-
-async def test_killed_agent_comes_back(guest: Guest) -> None:
     async with GuestClient(guest.agent) as client:
-        await client.wait_ready(BOOT_TIMEOUT)
-        with contextlib.suppress(Exception):
+        await client.mark("running")
+        with contextlib.suppress(GuestError):
             await client.execute("kill -9 $(cat /proc/*/stat | grep python3 | cut -d' ' -f1)")
-        info = await client.wait_ready(BOOT_TIMEOUT)
+        info = await client.wait_restarted(BOOT_TIMEOUT, "running")
         assert info.version
