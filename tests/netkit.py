@@ -108,7 +108,7 @@ class Lab:
         """A new namespace, whose loopback is up."""
         self._names[name] = f"{self._mark}{name}"
         command("ip", "netns", "add", self._names[name])
-        self.run(name, "ip", "link", "set", "lo", "up")
+        self.ip(name, "link set lo up")
 
     def namespace(self, name: str) -> str:
         """Its name among those of the whole machine."""
@@ -117,6 +117,10 @@ class Lab:
     def inside(self, name: str) -> list[str]:
         """The words that run a command there."""
         return ["ip", "netns", "exec", self._names[name]]
+
+    def ip(self, name: str, *lines: str) -> None:
+        """What iproute2 is to do there, line by line, in one go."""
+        command("ip", "-n", self._names[name], "-batch", "-", stdin="\n".join(lines) + "\n")
 
     def run(self, name: str, *words: str, stdin: str = "") -> str:
         """A command's output; it may not fail."""
@@ -151,24 +155,19 @@ class Lab:
 
     def link(self, one: str, name: str, address: str, two: str, there: str, its: str) -> None:
         """A wire between two namespaces."""
-        short = f"{self.tag}{secrets.token_hex(2)}"
-        command("ip", "link", "add", f"a{short}", "type", "veth", "peer", "name", f"b{short}")
-        for end, namespace, called, own in (
-            (f"a{short}", one, name, address),
-            (f"b{short}", two, there, its),
-        ):
-            command("ip", "link", "set", end, "netns", self._names[namespace], "name", called)
-            if own:
-                self.run(namespace, "ip", "address", "add", own, "dev", called)
-            self.run(namespace, "ip", "link", "set", called, "up")
+        peer = f"peer name {there} netns {self._names[two]}"
+        self.ip(one, f"link add {name} type veth {peer}")
+        for namespace, called, own in ((one, name, address), (two, there, its)):
+            has = [f"address add {own} dev {called}"] if own else []
+            self.ip(namespace, *has, f"link set {called} up")
 
     def guest(self, number: int) -> str:
         """Another guest; its namespace's name. Its address is ``guest_ip(number)``."""
         name = f"g{number}"
         self.add(name)
         self.link(name, "eth0", f"{guest_ip(number)}/24", "host", f"tap{number}", "")
-        self.run("host", "ip", "link", "set", f"tap{number}", "master", BRIDGE)
-        self.run(name, "ip", "route", "add", "default", "via", GATEWAY)
+        self.ip("host", f"link set tap{number} master {BRIDGE}")
+        self.ip(name, f"route add default via {GATEWAY}")
         return name
 
     def pids(self, name: str, program: str) -> list[int]:
@@ -242,16 +241,22 @@ def internet(folder: Path) -> Lab:
     try:
         for name in ("host", "provider", "web"):
             lab.add(name)
-        lab.run("host", "ip", "link", "add", BRIDGE, "type", "bridge")
-        lab.run("host", "ip", "address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
-        lab.run("host", "ip", "link", "set", BRIDGE, "up")
+        lab.ip(
+            "host",
+            f"link add {BRIDGE} type bridge",
+            f"address add {GATEWAY}/24 dev {BRIDGE}",
+            f"link set {BRIDGE} up",
+        )
         lab.link("host", "uplink", f"{UPLINK_ADDRESS}/24", "web", "plain", "198.51.100.10/24")
         lab.link("host", "wan", "10.99.0.2/24", "provider", "wan", f"{PROVIDER}/24")
         lab.link("provider", "out", "203.0.113.1/24", "web", "tunnelled", "203.0.113.10/24")
-        lab.run("web", "ip", "address", "add", f"{WEB}/32", "dev", "lo")
-        lab.run("web", "ip", "route", "add", "192.168.156.0/24", "via", UPLINK_ADDRESS)
-        lab.run("host", "ip", "route", "add", "default", "via", "198.51.100.10")
-        lab.run("provider", "ip", "route", "add", "default", "via", "203.0.113.10")
+        lab.ip(
+            "web",
+            f"address add {WEB}/32 dev lo",
+            f"route add 192.168.156.0/24 via {UPLINK_ADDRESS}",
+        )
+        lab.ip("host", "route add default via 198.51.100.10")
+        lab.ip("provider", "route add default via 203.0.113.10")
         for name in ("provider", "web"):
             lab.run(name, "sysctl", "-qw", "net.ipv4.ip_forward=1")
         lab.python("web", WEB_SERVER)

@@ -121,21 +121,16 @@ async def test_what_others_have_set_up_stays(
     assert "iifname @guards jump leaving" in lab.run("host", "nft", "list", "ruleset"), "shut"
 
 
-@pytest.mark.parametrize(
-    ("guest", "interface", "route", "reason"),
-    [
+async def test_what_is_not_in_the_file_is_refused(lab: Lab, client: RooterClient) -> None:
+    for guest, interface, route, reason in (
         ("192.168.156.101", "uplink", "internet", "not among"),
         ("192.168.156.101", BRIDGE, "vpn9", "no route"),
         ("192.168.156.101", BRIDGE, "vpn:random", "no route"),
         ("127.0.0.1", BRIDGE, "internet", "no host's address"),
         ("1.2.3.4; flush ruleset", BRIDGE, "internet", "no IPv4 address"),
-    ],
-)
-async def test_what_is_not_in_the_file_is_refused(
-    lab: Lab, client: RooterClient, guest: str, interface: str, route: str, reason: str
-) -> None:
-    with pytest.raises(RooterRefused, match=reason):
-        await client.enable(guest, interface, route)
+    ):
+        with pytest.raises(RooterRefused, match=reason):
+            await client.enable(guest, interface, route)
     assert "ct mark set" not in lab.run("host", "nft", "list", "ruleset")
 
 
