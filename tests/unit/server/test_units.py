@@ -92,6 +92,7 @@ def test_the_accounts_and_folders_can_be_made(folder: Path) -> None:
     subprocess.run(["systemd-tmpfiles", "--root", str(folder), "--create"], check=True)
     made = folder / "var" / "lib" / "cuckoo"
     assert (made.stat().st_mode & 0o777, made.stat().st_uid) == (0o700, int(account[2]))
+    assert (folder / "etc" / "cuckoo").stat().st_uid == 0
 
 
 def test_paths_address_and_account_are_those_of_the_installation(
