@@ -88,8 +88,14 @@ def test_nft_understands_it(count: int) -> None:
 
 
 def test_each_tap_is_for_one_guest_s_addresses_and_an_unknown_one_for_none() -> None:
-    assert chain(tap_rules([]), "guests") == ["drop"]
-    rules = chain(tap_rules(TAPS), "guests")
+    assert chain(tap_rules([]), "sent") == ["drop"]
+    assert chain(tap_rules(TAPS), "heard") == [
+        "ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 accept",
+        'oifname "ckr1" ether daddr 52:54:00:00:00:01 accept',
+        'oifname "ckr2" ether daddr 52:54:00:00:00:02 accept',
+        "drop",
+    ]
+    rules = chain(tap_rules(TAPS), "sent")
     assert rules.pop() == "drop"
     assert len(rules) == 4
     for tap in TAPS:

@@ -15,6 +15,8 @@ from cuckoo_api.network.rooter.commands import Service
 TABLE = "cuckoo_rooter"
 TAP = "ckr"
 """What the name of every tap of ours begins with; the QEMU plugin's have others."""
+GROUP = "01:00:00:00:00:00"
+"""The bit of an Ethernet address that is not one machine's."""
 LINK_LOCAL = "169.254.0.0/16"
 """Where clouds keep the credentials of their machines."""
 
@@ -69,17 +71,29 @@ class Tap:
 def tap_rules(taps: Iterable[Tap]) -> str:
     """The table that holds each guest to its own addresses, in place of the one that is there.
 
-    What looks like a tap of ours and is in no rule can send nothing.
+    It sends as itself, and hears what is for it or for all. What looks like a tap of ours and is in
+    no rule has neither. Who runs a guest could give its tap another's Ethernet address: the bridge
+    would then lead there what the host sends to the other.
     """
+    taps = list(taps)
     return f"""\
 table bridge {TABLE}
 delete table bridge {TABLE}
 table bridge {TABLE} {{
     chain prerouting {{
         type filter hook prerouting priority -300; policy accept;
-        iifname "{TAP}*" jump guests
+        iifname "{TAP}*" jump sent
     }}
-    chain guests {{
+    chain postrouting {{
+        type filter hook postrouting priority 300; policy accept;
+        oifname "{TAP}*" jump heard
+    }}
+    chain heard {{
+        ether daddr & {GROUP} == {GROUP} accept
+        {_lines(f'oifname "{tap.name}" ether daddr {tap.mac} accept' for tap in taps)}
+        drop
+    }}
+    chain sent {{
         {_lines(line for tap in taps for line in _own(tap))}
         drop
     }}
