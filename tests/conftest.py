@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import structlog
 
+from cuckoo_api.artefacts import keepers
 from cuckoo_api.fleet import registry
 from cuckoo_api.store import Store
 from cuckoo_api.store.connection import Database
+from keeperkit import start_thread
 from waiting import News
 
 # here, before any test module of another folder imports them
@@ -33,6 +35,12 @@ def _installed_plugins_are_looked_for_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _uploads_are_looked_at_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processes are not what is tested."""
+    monkeypatch.setattr(keepers, "start_process", start_thread)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""ssdeep of the samples that came in a flood, made when somebody wants to know it."""
+"""ssdeep of the samples that came in a flood or are large, made when somebody wants to know it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ async def with_fuzzy_hash(store: Store, artefacts: Artefacts, sample: Sample) ->
     if sample.ssdeep is not None:
         return sample
     try:
-        fuzzy = await artefacts.fuzzy_hash(sample.sha256)
+        # where it cannot be made, it is not tried again and again
+        fuzzy = await artefacts.fuzzy_hash(sample.sha256) or ""
     except NotFound:
         return sample
     await store.samples.set_fuzzy_hash(sample.id, fuzzy)

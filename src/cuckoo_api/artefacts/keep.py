@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import itertools
 import os
 import secrets
+import socket
 import stat
-import threading
+import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
-
-import magic
 
 from cuckoo_api.artefacts.write import disk_errors, sync_folder, write_all
 from cuckoo_api.model.errors import Unavailable
@@ -22,41 +20,12 @@ from cuckoo_api.model.sample import NewSample
 
 READY = b"ready"
 FAILED = b"null"
-"""What a keeper says when it can begin, and of what it could not keep."""
+"""What a keeper says when it can begin, and of what it could not do."""
+KEEP, TYPE, HASH = b"k", b"t", b"h"
+"""What it is told to do, see ``keeper.py``."""
 INCOMING = ".incoming-"
 """How the names of unfinished uploads begin."""
-INSTANCES = min(4, os.cpu_count() or 1)
-"""Of libmagic: more than processors would only take memory."""
-LOOKED_AT = 1 << 20
-"""Bytes of a file that libmagic reads, at once, to know its type. Its own limit is 7 MiB, which
-stay with each thread that asked; no format is told by what comes later than this."""
-
-
-class FileTypes:
-    """libmagic for many threads. They take turns at a few instances, each with 8 MB of its data."""
-
-    def __init__(self) -> None:
-        self._mine = threading.local()
-        self._lock = threading.Lock()
-        self._all: list[magic.Magic] = []
-        self._threads = itertools.count()
-
-    def here(self) -> magic.Magic:
-        """The calling thread's instance, which others may have too; it lets in one at a time."""
-        found: magic.Magic | None = getattr(self._mine, "magic", None)
-        if found is None:
-            with self._lock:
-                number = next(self._threads) % INSTANCES
-                if number == len(self._all):
-                    self._all.append(_new_magic())
-            found = self._mine.magic = self._all[number]
-        return found
-
-
-def _new_magic() -> magic.Magic:
-    made = magic.Magic()
-    made.setparam(magic.MAGIC_PARAM_BYTES_MAX, LOOKED_AT)
-    return made
+HANDLE = struct.Struct("=i")
 
 
 class Digests:
@@ -96,21 +65,14 @@ class Kept(NamedTuple):
     handle: int
 
 
-def keep(
-    folder: Path,
-    data: bytes,
-    kind: str,
-    fuzzy: str | None = None,
-    is_given_up: Callable[[], bool] = lambda: False,
-) -> Kept:
-    """Put a whole small file under its SHA-256, unless it is there already.
+def keep(folder: Path, data: bytes, kind: str) -> Kept:
+    """Put a whole small file under its SHA-256, unless it is there already; without its ssdeep.
 
-    Without ``fuzzy``, its ssdeep, the sample is kept without one. :func:`make_durable` comes next.
-    Raises Unavailable on a full disk, and when it was given up.
+    :func:`make_durable` comes next. Raises Unavailable on a full disk.
     """
     digests = Digests()
     digests.update(data)
-    sample = digests.sample(fuzzy, kind)
+    sample = digests.sample(None, kind)
     final = folder / sample.sha256
     handle = adopted(final, len(data))
     if handle >= 0:
@@ -119,7 +81,7 @@ def keep(
     try:
         with disk_errors("the upload"):
             write_all(handle, data)
-        publish(path, handle, final, is_given_up)
+        publish(path, handle, final)
     except BaseException:
         os.close(handle)
         path.unlink(missing_ok=True)
@@ -127,7 +89,20 @@ def keep(
     return Kept(sample, handle)
 
 
-def publish(path: Path, handle: int, final: Path, is_given_up: Callable[[], bool]) -> None:
+def received(channel: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
+    """A message and the open file that came with it, if one did.
+
+    Python's own function for it drops the flags.
+    """
+    data, extra, _, _ = channel.recvmsg(
+        size, socket.CMSG_LEN(HANDLE.size), flags | socket.MSG_CMSG_CLOEXEC
+    )
+    return data, [number for _, _, packed in extra for (number,) in HANDLE.iter_unpack(packed)]
+
+
+def publish(
+    path: Path, handle: int, final: Path, is_given_up: Callable[[], bool] = lambda: False
+) -> None:
     """Give what was written its name, locked as those that others adopted."""
     if is_given_up():
         raise Unavailable("The upload was given up")

@@ -1,14 +1,18 @@
-"""A process that keeps small uploads for the server: ``python -m cuckoo_api.artefacts.keeper``.
+"""A process that looks at uploads for the server: ``python -m cuckoo_api.artefacts.keeper``.
 
-In the server itself many uploads at a time would be slow: each lets go of the interpreter's lock
-and takes it again a score of times, and every time the threads wait for each other.
+What a client sent may be made to break libmagic or ssdeep: so these run here, confined. In the
+server itself many uploads at a time would be slow, too: each lets go of the interpreter's lock and
+takes it again a score of times, and every time the threads wait for each other.
 
 It speaks over a socket that keeps messages apart. Once it is ready it says so; then each message
-is a file's bytes, and is answered in turn with the sample as JSON and an open file whose lock
-holds it, or with ``null`` where it could not be kept. It ends when the server does.
+is an order, a letter, and is answered in turn, with ``null`` where it could not be done:
 
-The samples have no ssdeep: in a flood it would be a quarter of the work, and who looks at one of
-them has it made then.
+* ``KEEP``, and a small file's bytes: the sample as JSON, without its ssdeep, and an open file whose
+  lock holds it. In a flood the hash would be a quarter of the work; who looks at the sample has it
+  made then.
+* ``TYPE`` or ``HASH``, with a file that is open for reading: libmagic's words, the ssdeep.
+
+It ends when the server does.
 """
 
 from __future__ import annotations
@@ -17,10 +21,22 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import magic
 import msgspec
+import ssdeep
 
-from cuckoo_api.artefacts.keep import FAILED, READY, FileTypes, Kept, keep, make_durable
+from cuckoo_api.artefacts.keep import (
+    FAILED,
+    HASH,
+    READY,
+    TYPE,
+    Kept,
+    keep,
+    make_durable,
+    received,
+)
 from cuckoo_api.confinement import confine
 from cuckoo_api.model.errors import CuckooError
 
@@ -28,41 +44,77 @@ MEMORY = 1 << 30
 """Bytes of address space; libmagic's data and what waits take a tenth of it."""
 MOST = 16
 """Files that share one sync of the folder."""
+BLOCK = 128 << 10
+LOOKED_AT = 1 << 20
+"""Bytes of a file that libmagic reads, at once, to know its type. Its own limit is 7 MiB; no format
+is told by what comes later than this."""
+
+
+class Order(NamedTuple):
+    """A message from the server, and the files that came with it."""
+
+    message: bytes
+    handles: list[int]
 
 
 def serve(channel: socket.socket, folder: Path, max_size: int) -> None:
-    """Keep what comes until the server hangs up."""
-    types = FileTypes()
-    types.here()
+    """Do what comes until the server hangs up."""
+    types = magic.Magic()
+    types.setparam(magic.MAGIC_PARAM_BYTES_MAX, LOOKED_AT)
     channel.send(READY)
-    while batch := _batch(channel, max_size):
-        kept = [_keep(folder, data, types) for data in batch]
-        durable = _is_durable(folder, [one.handle for one in kept if one is not None])
-        for one in kept:
-            if one is not None and durable:
+    while batch := _batch(channel, max_size + 1):
+        done = [_done(folder, order, types) for order in batch]
+        kept = [one.handle for one in done if isinstance(one, Kept)]
+        durable = _is_durable(folder, kept) if kept else True
+        for one in done:
+            if isinstance(one, str):
+                channel.send(msgspec.json.encode(one))
+            elif one is not None and durable:
                 socket.send_fds(channel, [msgspec.json.encode(one.sample)], [one.handle])
             else:
                 channel.send(FAILED)
-            if one is not None:
-                os.close(one.handle)
+        for handle in (*kept, *(handle for order in batch for handle in order.handles)):
+            os.close(handle)
 
 
-def _batch(channel: socket.socket, max_size: int) -> list[bytes]:
-    """The files that wait, at least one; none when the server has hung up."""
-    batch = [channel.recv(max_size)]
-    while batch[-1] and len(batch) < MOST:
+def _batch(channel: socket.socket, size: int) -> list[Order]:
+    """The orders that wait, at least one; none when the server has hung up."""
+    batch = [Order(*received(channel, size))]
+    while batch[-1].message and len(batch) < MOST:
         try:
-            batch.append(channel.recv(max_size, socket.MSG_DONTWAIT))
+            batch.append(Order(*received(channel, size, socket.MSG_DONTWAIT)))
         except BlockingIOError:
             return batch
-    return [data for data in batch if data]
+    return [order for order in batch if order.message]
 
 
-def _keep(folder: Path, data: bytes, types: FileTypes) -> Kept | None:
+def _done(folder: Path, order: Order, types: magic.Magic) -> Kept | str | None:
+    letter, data = order.message[:1], order.message[1:]
     try:
-        return keep(folder, data, types.here().from_buffer(data))
+        if letter == TYPE:
+            return _type_of(order.handles[0], types)
+        if letter == HASH:
+            return _hash_of(order.handles[0])
+        return keep(folder, data, types.from_buffer(data))
     except Exception:  # noqa: BLE001 - the server tries again, and finds the reason for its client
         return None
+
+
+def _type_of(handle: int, types: magic.Magic) -> str:
+    """In the same words as of one that was kept here: of a part of a program, they are others."""
+    head = os.pread(handle, BLOCK, 0)
+    if len(head) < BLOCK:
+        return str(types.from_buffer(head))
+    return str(types.from_descriptor(handle))
+
+
+def _hash_of(handle: int) -> str:
+    """The ssdeep of a file, of which only a block is in memory."""
+    fuzzy = ssdeep.Hash()
+    with os.fdopen(handle, "rb", closefd=False) as file:
+        while block := file.read(BLOCK):
+            fuzzy.update(block)
+    return str(fuzzy.digest())
 
 
 def _is_durable(folder: Path, handles: list[int]) -> bool:

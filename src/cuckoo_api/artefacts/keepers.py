@@ -1,4 +1,4 @@
-"""The processes that keep small uploads when several come at once; see ``keeper.py``."""
+"""The processes that look at uploads, and keep the small ones; see ``keeper.py``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import structlog
 
-from cuckoo_api.artefacts.keep import FAILED, READY, Kept
+from cuckoo_api.artefacts.keep import (
+    FAILED,
+    HASH,
+    KEEP,
+    READY,
+    TYPE,
+    Kept,
+    received,
+)
 from cuckoo_api.model.sample import NewSample
 
 log = structlog.get_logger()
@@ -25,75 +34,130 @@ BLOCK = 128 << 10
 MAX_ANSWER = 4 << 10
 PATIENCE = 5.0
 """Seconds that one gets to end by itself."""
+DEADLINE = 120.0
+"""Seconds for a file: a parser that does not come back is as bad as one that dies."""
 
 
 class KeeperDied(Exception):
-    """The process ended with this file in its hands."""
+    """The process ended with this file in its hands, or could not be started."""
+
+
+class Process(Protocol):
+    """What is used of a process."""
+
+    pid: int
+
+    async def wait(self) -> object: ...
+    def kill(self) -> None: ...
+
+
+async def start_process(channel: socket.socket, folder: Path) -> Process:
+    """A keeper at the other end of ``channel``. Raises OSError."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "cuckoo_api.artefacts.keeper"),
+        *(str(channel.fileno()), str(folder), str(BLOCK), str(os.getpid())),
+        stdin=asyncio.subprocess.DEVNULL,
+        pass_fds=[channel.fileno()],
+        start_new_session=True,  # ^C is for the server, which then closes the channel
+    )
 
 
 class Keepers:
-    """None runs until uploads come together, then one for each processor (four at most)."""
+    """None runs until the first upload, then one; from the first crowd on one for each processor
+    (four at most)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._all: list[_Keeper] = []
+        self._wanted = 1
         self._starting: asyncio.Task[None] | None = None
 
     def need(self) -> None:
-        """Start them, if they do not run. They are of use a moment later."""
-        if self._starting is None:
-            self._starting = asyncio.create_task(self._start())
+        """Start all, if they do not run. They are of use a moment later."""
+        self._wanted = COUNT
+        self._grow()
 
-    def keep(self, data: bytes) -> asyncio.Future[Kept | None] | None:
-        """The sample, durable, or KeeperDied; None where it has to be kept without their help."""
-        ready = [keeper for keeper in self._all if keeper.is_ready]
-        return min(ready, key=lambda keeper: keeper.load).keep(data) if ready else None
+    async def ready(self) -> None:
+        """Wait until one is of use. Raises KeeperDied where none can be."""
+        if any(keeper.ready.done() for keeper in self._all):
+            return
+        await asyncio.shield(self._grow())
+        if not self._all:
+            raise KeeperDied
+        await asyncio.shield(self._all[0].ready)
+
+    def keep(self, data: bytes) -> asyncio.Future[Kept | str | None]:
+        """The sample, durable, or KeeperDied; None where it could not be kept."""
+        return self._ask(KEEP + data)
+
+    def file_type(self, path: Path) -> asyncio.Future[Kept | str | None]:
+        """libmagic's words for a file, or KeeperDied; None where it has none. Raises OSError."""
+        return self._ask(TYPE, path)
+
+    def fuzzy_hash(self, path: Path) -> asyncio.Future[Kept | str | None]:
+        """A file's ssdeep, or KeeperDied; None where it has none. Raises OSError."""
+        return self._ask(HASH, path)
 
     async def close(self) -> None:
         """Let them end."""
-        if self._starting is not None:
-            self._starting.cancel()
+        if self._starting is not None:  # in the middle of it, a process would be left
             await asyncio.wait({self._starting})
         await asyncio.gather(*(keeper.close() for keeper in self._all))
 
+    def _ask(self, message: bytes, path: Path | None = None) -> asyncio.Future[Kept | str | None]:
+        """Have the least busy of those that are ready do it."""
+        ready = [keeper for keeper in self._all if keeper.ready.done()]
+        if not ready:
+            raise KeeperDied
+        handle = -1 if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return min(ready, key=lambda keeper: keeper.load).ask(message, handle)
+
+    def _grow(self) -> asyncio.Task[None]:
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._start())
+        return self._starting
+
     async def _start(self) -> None:
-        for _ in range(COUNT):
+        while len(self._all) < self._wanted:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * BLOCK)
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "cuckoo_api.artefacts.keeper"),
-                    *(str(theirs.fileno()), str(self._folder), str(BLOCK), str(os.getpid())),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # ^C is for the server, which then closes the channel
-                )
+                try:
+                    process = await start_process(theirs, self._folder)
+                except OSError as exc:
+                    ours.close()
+                    log.warning("keeper.not_started", error=str(exc))
+                    return
             self._all.append(_Keeper(process, ours, self._gone))
 
     def _gone(self, keeper: _Keeper) -> None:
-        self._all.remove(keeper)
+        self._all.remove(keeper)  # what is wanted next starts new ones
         log.warning("keeper.died", pid=keeper.pid)
-        if not self._all:
-            self._starting = None  # the next crowd starts new ones
+
+
+class _Order(NamedTuple):
+    """What one is asked for, with a file or without (-1)."""
+
+    message: bytes
+    handle: int
+    done: asyncio.Future[Kept | str | None]
 
 
 class _Keeper:
     """One process, and what is under way to it and back."""
 
     def __init__(
-        self,
-        process: asyncio.subprocess.Process,
-        channel: socket.socket,
-        gone: Callable[[_Keeper], None],
+        self, process: Process, channel: socket.socket, gone: Callable[[_Keeper], None]
     ) -> None:
         self._process = process
         self._channel = channel
         self._gone = gone
-        self._waiting: deque[tuple[bytes, asyncio.Future[Kept | None]]] = deque()
-        self._sent: deque[asyncio.Future[Kept | None]] = deque()
+        self._waiting: deque[_Order] = deque()
+        self._sent: deque[asyncio.Future[Kept | str | None]] = deque()
         self._loop = asyncio.get_running_loop()
-        self.is_ready = False
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+        """Done once it is of use; KeeperDied where it ended before."""
         channel.setblocking(False)
         self._loop.add_reader(channel, self._receive)
 
@@ -107,9 +171,12 @@ class _Keeper:
         """Files that it has in hand."""
         return len(self._waiting) + len(self._sent)
 
-    def keep(self, data: bytes) -> asyncio.Future[Kept | None]:
-        done: asyncio.Future[Kept | None] = self._loop.create_future()
-        self._waiting.append((data, done))
+    def ask(self, message: bytes, handle: int) -> asyncio.Future[Kept | str | None]:
+        """Takes the handle for its own."""
+        done: asyncio.Future[Kept | str | None] = self._loop.create_future()
+        late = self._loop.call_later(DEADLINE, self._process.kill)
+        done.add_done_callback(lambda _: late.cancel())
+        self._waiting.append(_Order(message, handle, done))
         self._send()
         return done
 
@@ -124,9 +191,9 @@ class _Keeper:
 
     def _send(self) -> None:
         while self._waiting:
-            data, done = self._waiting[0]
+            message, handle, done = self._waiting[0]
             try:
-                self._channel.send(data)
+                socket.send_fds(self._channel, [message], [handle] if handle >= 0 else [])
             except BlockingIOError:
                 self._loop.add_writer(self._channel, self._send)
                 return
@@ -135,19 +202,19 @@ class _Keeper:
                 return
             self._waiting.popleft()
             self._sent.append(done)
+            if handle >= 0:
+                os.close(handle)
         self._loop.remove_writer(self._channel)
 
     def _receive(self) -> None:
         try:
-            answer, handles, _, _ = socket.recv_fds(
-                self._channel, MAX_ANSWER, 1, socket.MSG_CMSG_CLOEXEC
-            )
+            answer, handles = received(self._channel, MAX_ANSWER)
         except BlockingIOError:
             return
         except OSError:
             answer, handles = b"", []
         if answer == READY:
-            self.is_ready = True
+            self.ready.set_result(None)
         elif not answer:
             self._end()
         elif (done := self._sent.popleft()).done():  # its client has gone
@@ -155,21 +222,27 @@ class _Keeper:
                 os.close(handle)
         elif answer == FAILED:
             done.set_result(None)
-        else:
+        elif handles:
             done.set_result(Kept(msgspec.json.decode(answer, type=NewSample), handles[0]))
+        else:
+            done.set_result(msgspec.json.decode(answer, type=str))
 
     def _end(self) -> None:
         self._hang_up()
         self._gone(self)
 
     def _hang_up(self) -> None:
-        self.is_ready = False
         with contextlib.suppress(ValueError):  # it is closed already
             self._loop.remove_reader(self._channel)
             self._loop.remove_writer(self._channel)
         self._channel.close()
-        for done in (*self._sent, *(done for _, done in self._waiting)):
-            if not done.done():
-                done.set_exception(KeeperDied())
+        for order in self._waiting:
+            if order.handle >= 0:
+                os.close(order.handle)
+        unanswered: list[asyncio.Future[Any]] = [self.ready, *self._sent]
+        for future in (*unanswered, *(order.done for order in self._waiting)):
+            if not future.done():
+                future.set_exception(KeeperDied())
+                future.exception()  # nobody may be waiting any more
         self._sent.clear()
         self._waiting.clear()

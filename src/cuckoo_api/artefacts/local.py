@@ -62,8 +62,11 @@ class Artefacts:
                 pass
         raise NotFound("File not found")
 
-    async def fuzzy_hash(self, sha256: str) -> str:
-        """The sample's ssdeep, made now, in constant memory. NotFound where there is no file."""
+    async def fuzzy_hash(self, sha256: str) -> str | None:
+        """The sample's ssdeep, made now, in constant memory; None where it cannot be made.
+
+        NotFound where there is no file.
+        """
         return await self._workshop.fuzzy_hash(self.binary(sha256))
 
     async def forget_binary(self, sha256: str, is_wanted: Callable[[], Awaitable[bool]]) -> None:

@@ -10,19 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import ssdeep
 import structlog
 
-from cuckoo_api.artefacts.keep import (
-    Digests,
-    FileTypes,
-    Kept,
-    adopted,
-    incoming,
-    keep,
-    make_durable,
-    publish,
-)
+from cuckoo_api.artefacts.keep import Digests, Kept, adopted, incoming, make_durable, publish
 from cuckoo_api.artefacts.keepers import BLOCK, KeeperDied, Keepers
 from cuckoo_api.artefacts.write import disk_errors, write_all
 from cuckoo_api.model.errors import NotFound, TooLarge
@@ -34,6 +24,8 @@ WORKERS = 8
 """Threads that hash and write uploads. More than processors: most of them wait for the disk."""
 UNKNOWN = "data"
 """libmagic's own word for what it does not know; also for what it died of."""
+HASHED_AT_ONCE = 32 << 20
+"""Bytes of the largest file whose ssdeep is made before the client has its answer."""
 
 T = TypeVar("T")
 
@@ -44,14 +36,31 @@ class Workshop:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="artefacts")
-        self.types = FileTypes()
         self.keepers = Keepers(folder)
         self.small = 0
         """Small uploads that are being finished."""
 
-    async def fuzzy_hash(self, path: Path) -> str:
-        """The ssdeep of a file, of which only a block is in memory. NotFound."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, _fuzzy_hash, path)
+    async def file_type(self, path: Path) -> str:
+        """libmagic's words for a file."""
+        return await self._asked(self.keepers.file_type, path) or UNKNOWN
+
+    async def fuzzy_hash(self, path: Path) -> str | None:
+        """The ssdeep of a file; None where it cannot be made. NotFound."""
+        try:
+            return await self._asked(self.keepers.fuzzy_hash, path)
+        except FileNotFoundError as exc:  # deleted since somebody saw it
+            raise NotFound("File not found") from exc
+
+    async def _asked(
+        self, ask: Callable[[Path], asyncio.Future[Kept | str | None]], path: Path
+    ) -> str | None:
+        try:
+            await self.keepers.ready()
+            answer = await ask(path)
+        except KeeperDied:
+            log.warning("upload.keeper_died", path=str(path))
+            return None
+        return answer if isinstance(answer, str) else None
 
     async def close(self) -> None:
         """Let the threads and processes go."""
@@ -62,9 +71,9 @@ class Workshop:
 class Upload:
     """One file on its way in. Made by :meth:`Artefacts.receive`.
 
-    What fits one block stays in memory until it is finished: then it is hashed, written and made
-    durable in one go, by a thread, or where several come at once by a process of its own; and not
-    written at all if it is there already.
+    What fits one block stays in memory until it is finished. When several such come at once a
+    process hashes each, writes it and makes it durable in one go; and does not write it at all if
+    it is there already. All else goes to the disk by threads, and a process looks at it there.
     """
 
     def __init__(self, workshop: Workshop, max_size: int) -> None:
@@ -76,8 +85,8 @@ class Upload:
         self._waiting = bytearray()
         self._given_up = False
         self._kind = ""
+        self._fuzzy: str | None = None
         self._digests = Digests()
-        self._fuzzy: ssdeep.Hash | None = None
         self.size = 0
         """Bytes so far."""
         self.sample: NewSample | None = None
@@ -106,17 +115,15 @@ class Upload:
         Call it once. A sample that is there already stays. Until :meth:`discard` nobody removes
         it: there is time to keep a row that refers to it. Raises Unavailable on a full disk.
         """
-        if self._fuzzy is not None or not self._waiting:
-            return await self._hop(self._finish)
         shop = self._workshop
-        if shop.small:
-            shop.keepers.need()
-        shop.small += 1
+        is_small, others = self._path is None and bool(self._waiting), shop.small
+        shop.small += is_small
         try:
-            sample = await self._by_keeper()
-            return sample if sample is not None else await self._hop(self._finish)
+            if is_small and others and (sample := await self._by_keeper()) is not None:
+                return sample
+            return await self._by_itself()
         finally:
-            shop.small -= 1
+            shop.small -= is_small
 
     async def discard(self) -> None:
         """Remove what is not finished; let go of what is."""
@@ -130,17 +137,27 @@ class Upload:
 
     async def _by_keeper(self) -> NewSample | None:
         """The sample, where a process could keep it."""
-        work = self._workshop.keepers.keep(bytes(self._waiting))
-        if work is None:
-            return None
-        work.add_done_callback(self._take)
+        keepers = self._workshop.keepers
+        keepers.need()
         try:
+            await keepers.ready()
+            work = keepers.keep(bytes(self._waiting))
+            work.add_done_callback(self._take)
             await self._whole(work)
         except KeeperDied:
-            # most likely of the file itself, and libmagic: the server must not die of it too
+            # most likely of the file itself, and libmagic: no other is to die of it too
             log.warning("upload.keeper_died", size=self.size)
             self._kind = UNKNOWN
         return self.sample
+
+    async def _by_itself(self) -> NewSample:
+        await self._hop(self._flush)
+        path = self._path
+        if path is not None and not self._kind:
+            self._kind = await self._workshop.file_type(path)
+            if self._kind != UNKNOWN and self.size <= HASHED_AT_ONCE:
+                self._fuzzy = await self._workshop.fuzzy_hash(path)
+        return await self._hop(self._finish)
 
     async def _hop(self, function: Callable[[], T]) -> T:
         return await self._whole(
@@ -156,37 +173,24 @@ class Upload:
             await _ended(work)
             raise
 
-    def _take(self, work: asyncio.Future[Kept | None]) -> None:
+    def _take(self, work: asyncio.Future[Kept | str | None]) -> None:
         """Also when nobody waits for it any more: :meth:`discard` then lets go of it."""
-        if work.exception() is None and (kept := work.result()) is not None:
+        if work.exception() is None and isinstance(kept := work.result(), Kept):
             self.sample, self._kept = kept
 
     # -- in a thread ----------------------------------------------------------------------------
 
     def _finish(self) -> NewSample:
-        kept = self._keep_small() if self._fuzzy is None else self._keep_large(self._fuzzy)
-        self.sample, self._kept = kept
-        make_durable(self._workshop.folder, [kept.handle])
-        return kept.sample
-
-    def _keep_small(self) -> Kept:
-        data = bytes(self._waiting)
-        kind = self._kind or self._workshop.types.here().from_buffer(data)
-        # the length is known: cheaper than the incremental hash, and the same
-        fuzzy = ssdeep.hash(data)
-        return keep(self._workshop.folder, data, kind, fuzzy, lambda: self._given_up)
-
-    def _keep_large(self, fuzzy: ssdeep.Hash) -> Kept:
-        self._flush()
-        kind = self._workshop.types.here().from_file(str(self._path))
-        sample = self._digests.sample(fuzzy.digest(), kind)
+        sample = self._digests.sample(self._fuzzy, self._kind)
         final = self._workshop.folder / sample.sha256
         handle = adopted(final, self.size)
         if handle < 0 and self._path is not None:
             publish(self._path, self._handle, final, lambda: self._given_up)
             handle, self._handle, self._path = self._handle, -1, None
         self._remove()
-        return Kept(sample, handle)
+        self.sample, self._kept = sample, handle
+        make_durable(self._workshop.folder, [handle])
+        return sample
 
     def _flush(self) -> None:
         data = bytes(self._waiting)
@@ -196,9 +200,6 @@ class Upload:
                 self._path, self._handle = incoming(self._workshop.folder)
             write_all(self._handle, data)
         self._digests.update(data)
-        if self._fuzzy is None:
-            self._fuzzy = ssdeep.Hash()
-        self._fuzzy.update(data)
 
     def _remove(self) -> None:
         if self._handle >= 0:
@@ -207,17 +208,6 @@ class Upload:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             self._path = None
-
-
-def _fuzzy_hash(path: Path) -> str:
-    fuzzy = ssdeep.Hash()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                fuzzy.update(block)
-    except FileNotFoundError as exc:  # deleted since somebody saw it
-        raise NotFound("File not found") from exc
-    return str(fuzzy.digest())
 
 
 async def _ended(work: asyncio.Future[T]) -> None:

@@ -7,6 +7,8 @@ import fcntl
 import hashlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -19,6 +21,14 @@ from cuckoo_api.confinement import confinement
 from cuckoo_api.model.sample import NewSample
 
 pytestmark = pytest.mark.slow
+REAL = keepers.start_process
+
+
+@pytest.fixture(autouse=True)
+def _they_are_processes(
+    _uploads_are_looked_at_by_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keepers, "start_process", REAL)
 
 
 @pytest.fixture
@@ -34,7 +44,7 @@ async def artefacts(tmp_path: Path) -> AsyncIterator[Artefacts]:
 
 def ready(artefacts: Artefacts) -> list[int]:
     """The processes that are of use."""
-    return [k.pid for k in artefacts._workshop.keepers._all if k.is_ready]
+    return [k.pid for k in artefacts._workshop.keepers._all if k.ready.done()]
 
 
 async def until(happened: Callable[[], bool]) -> None:
@@ -53,16 +63,16 @@ async def send_all(artefacts: Artefacts, datas: list[bytes]) -> list[NewSample]:
     return await asyncio.gather(*(send(artefacts, data) for data in datas))
 
 
-async def test_a_lone_upload_starts_no_process(tmp_path: Path) -> None:
+async def test_uploads_one_by_one_start_one_process(tmp_path: Path) -> None:
     artefacts = Artefacts(tmp_path)
     await artefacts.open()
     for data in (b"one", b"after", b"the", b"other"):
         await send(artefacts, data)
-    assert artefacts._workshop.keepers._all == []
+    assert len(ready(artefacts)) == 1
     await artefacts.close()
 
 
-async def test_they_say_what_a_thread_says_but_for_what_is_made_later(
+async def test_in_a_crowd_they_say_the_same_but_for_what_is_made_later(
     artefacts: Artefacts, tmp_path: Path
 ) -> None:
     elf = Path("/bin/true").read_bytes()[:20_000]
@@ -70,7 +80,8 @@ async def test_they_say_what_a_thread_says_but_for_what_is_made_later(
     samples = await send_all(artefacts, datas)
     alone = Artefacts(tmp_path / "alone")
     await alone.open()
-    for data, sample in zip(datas, samples, strict=True):
+    assert samples[0].ssdeep is not None, "it came first, and was alone"
+    for data, sample in zip(datas[1:], samples[1:], strict=True):
         assert artefacts.binary(sample.sha256).read_bytes() == data
         assert sample.ssdeep is None
         fuzzy = await artefacts.fuzzy_hash(sample.sha256)
@@ -81,7 +92,7 @@ async def test_they_say_what_a_thread_says_but_for_what_is_made_later(
 async def test_the_same_file_twice_at_once_is_one(artefacts: Artefacts, tmp_path: Path) -> None:
     before = len(os.listdir(tmp_path / "binaries"))
     samples = await send_all(artefacts, [b"the same"] * 8)
-    assert len(set(samples)) == 1
+    assert len({sample.sha256 for sample in samples}) == 1
     assert len(os.listdir(tmp_path / "binaries")) == before + 1
 
 
@@ -95,6 +106,12 @@ async def test_nobody_removes_what_one_of_them_keeps(artefacts: Artefacts) -> No
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_the_server_has_no_parser_of_uploads() -> None:
+    found = "import sys, cuckoo_api.server.app; print({'magic', 'ssdeep'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", found], check=True, capture_output=True, text=True)
+    assert done.stdout == "set()\n"
+
+
 async def test_they_are_confined(artefacts: Artefacts) -> None:
     """What that is worth is tested where reports are made; here, that it is so here as well."""
     holding = {layer.name for layer in confinement() if layer.holds}
@@ -104,22 +121,35 @@ async def test_they_are_confined(artefacts: Artefacts) -> None:
         assert ("Seccomp:\t2\n" in status) == ("seccomp" in holding)
 
 
-async def test_what_one_dies_of_is_kept_all_the_same(artefacts: Artefacts) -> None:
-    """As libmagic might die of a hostile file: the server does not look at it as well."""
+@pytest.mark.parametrize("datas", [[b"#!/bin/sh\n"], [b"#!/bin/sh\n#1", b"#!/bin/sh\n#2"]])
+async def test_what_one_dies_of_is_kept_all_the_same(
+    artefacts: Artefacts, datas: list[bytes]
+) -> None:
+    """As libmagic might die of a hostile file: nobody else looks at it as well."""
     victims = ready(artefacts)
     for pid in victims:
         os.kill(pid, signal.SIGSTOP)
-    sending = asyncio.create_task(send(artefacts, b"#!/bin/sh\n"))
-    await asyncio.sleep(0)
+    sending = asyncio.create_task(send_all(artefacts, datas))
+    await until(lambda: sum(k.load for k in artefacts._workshop.keepers._all) == len(datas))
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    sample = await sending
-    assert sample.sha256 == hashlib.sha256(b"#!/bin/sh\n").hexdigest()
-    assert sample.file_type == "data"
+    for data, sample in zip(datas, await sending, strict=True):
+        assert sample.sha256 == hashlib.sha256(data).hexdigest()
+        assert (sample.file_type, sample.ssdeep) == ("data", None)
     await until(lambda: artefacts._workshop.keepers._all == [])
     await send_all(artefacts, [b"a new", b"crowd"])
     await until(lambda: len(ready(artefacts)) == keepers.COUNT)
     assert (await send(artefacts, b"#!/bin/sh\n#")).file_type.startswith("POSIX shell script")
+
+
+async def test_one_that_does_not_come_back_is_ended(
+    artefacts: Artefacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pid in ready(artefacts):
+        os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(keepers, "DEADLINE", 0.1)
+    sample = await send(artefacts, b"#!/bin/sh\n")
+    assert (sample.file_type, sample.ssdeep) == ("data", None)
 
 
 async def test_a_full_disk_is_told_with_its_reason(artefacts: Artefacts, tmp_path: Path) -> None:
