@@ -59,7 +59,8 @@ def show_units(arguments: argparse.Namespace, cwd: Path) -> int:
 
 def reload_server(cwd: Path) -> int:
     """Have the server reload, unless it would refuse to."""
-    settings_of(cwd)
+    # not even what its unit starts for a reload can read the service's credentials
+    settings_of(cwd, credentials=False)
     pid = ask_to_reload(cwd)
     print(f"The server (pid {pid}) takes the configuration on; its log says what was done.")
     return 0

@@ -36,13 +36,16 @@ def need_cwd(cwd: Path) -> None:
         raise ConfigError([f"{cwd} is no working directory yet; run 'cuckoo --cwd {cwd} init'"])
 
 
-def settings_of(cwd: Path, *, machinery: Sequence[str] | None = None) -> Settings:
+def settings_of(
+    cwd: Path, *, machinery: Sequence[str] | None = None, credentials: bool = True
+) -> Settings:
     """The working directory's settings; ConfigError also when there is none.
 
-    ``machinery`` is read in place of what ``[cuckoo] machinery`` names.
+    ``machinery`` and ``credentials`` are those of ``load_settings``.
     """
     need_cwd(cwd)
-    settings = load_settings(cwd, list(load_plugins().values()), machinery=machinery)
+    plugins = list(load_plugins().values())
+    settings = load_settings(cwd, plugins, machinery=machinery, credentials=credentials)
     for warning in settings.warnings:
         complaints.print(text("warning:", "yellow"), text(warning), soft_wrap=True)
     return settings

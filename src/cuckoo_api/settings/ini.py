@@ -24,6 +24,8 @@ class Findings:
 
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    credentials: bool = True
+    """Whether one that cannot be read is a fault."""
 
 
 class IniFile:
@@ -94,7 +96,8 @@ class IniFile:
     def secret(self, section: str, key: str, default: str = "") -> str:
         """A text that may stand in another file; what is wrong with that one is a fault."""
         try:
-            value, warning = resolve(self.text(section, key, default))
+            text = self.text(section, key, default)
+            value, warning = resolve(text, credentials=self._findings.credentials)
         except BadSecret as exc:
             self.fault(section, key, str(exc))
             return default

@@ -99,13 +99,18 @@ MACHINE_KEYS = (
 
 
 def load_settings(
-    cwd: Path, plugins: Sequence[MachineryPlugin], *, machinery: Sequence[str] | None = None
+    cwd: Path,
+    plugins: Sequence[MachineryPlugin],
+    *,
+    machinery: Sequence[str] | None = None,
+    credentials: bool = True,
 ) -> Settings:
     """Read ``cwd/conf``. Raises ConfigError with every fault found, each with what is allowed.
 
-    ``machinery`` is used in place of what ``[cuckoo] machinery`` names.
+    ``machinery`` is used in place of what ``[cuckoo] machinery`` names. Without ``credentials``
+    those that systemd brings to its service alone are not read: only to look for other faults.
     """
-    findings = Findings()
+    findings = Findings(credentials=credentials)
     tokens = read_tokens(cwd, findings)
     sections: dict[str, Any] = {}
     file = IniFile(cwd / "conf" / "cuckoo.conf", "conf/cuckoo.conf", findings)

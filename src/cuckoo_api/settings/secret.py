@@ -18,8 +18,10 @@ class BadSecret(Exception):
     """There is no secret to be had; the text says why, and nothing of what was read."""
 
 
-def resolve(value: str) -> tuple[str, str]:
+def resolve(value: str, *, credentials: bool = True) -> tuple[str, str]:
     """The secret that a value of the configuration means, and what is to be warned of.
+
+    Without ``credentials`` those that systemd brings stay what stands there.
 
     Raises BadSecret, also for an empty file: an empty token would mean that there is none.
     """
@@ -34,6 +36,8 @@ def resolve(value: str) -> tuple[str, str]:
         name = value.removeprefix(CREDENTIAL).strip()
         if not _NAME.fullmatch(name):
             raise BadSecret(f"{value!r}; allowed: {CREDENTIAL} and the name of a credential")
+        if not credentials:
+            return value, ""
         folder = os.environ.get(DIRECTORY)
         if not folder:
             raise BadSecret(

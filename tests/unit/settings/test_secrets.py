@@ -159,6 +159,12 @@ def test_a_place_that_is_none_stops_the_start(
     assert f"[virustotal] key: {value!r}; allowed: " in fault(cwd)
 
 
+def test_who_only_looks_for_faults_may_leave_credentials_to_the_service(cwd: Path) -> None:
+    configure(cwd, "cuckoo", "api_token", "credential:api-token")
+    settings = load_settings(cwd, [], machinery=[], credentials=False)
+    assert settings.asks_for_token
+
+
 def test_a_credential_outside_of_the_service_is_said_to_be_there_alone(
     cwd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
