@@ -183,7 +183,7 @@ async def test_vpns_are_shown_with_what_ails_them(site: Site, terminal: Terminal
         await site.start()
         told = " ".join((await terminal.type("vpn")).split())
         shown = json.loads(await terminal.type("vpn", "--json"))
-    assert "vpn0" in told
+    assert "│ vpn0 │ up │ none │" in told, "nothing but its interface tells"
     assert "down" in told
     assert [(one["name"], one["status"]) for one in shown] == [("vpn0", "up"), ("vpn1", "down")]
     await site.stop()

@@ -42,11 +42,11 @@ async def show(arguments: argparse.Namespace, cwd: Path) -> int:
     if not vpns:
         console.print(NONE)
         return 0
-    table = Table("name", "state", "since", "interface", "peer", "received", "sent", "why")
+    table = Table("name", "state", "by", "since", "interface", "peer", "received", "sent", "why")
     for vpn in vpns:
         table.add_row(
             *(text(vpn["name"]), text(vpn["status"], STYLES.get(vpn["status"], ""))),
-            *(text(vpn[key]) for key in ("since", "interface", "peer")),
+            *(text(vpn[key]) for key in ("proof", "since", "interface", "peer")),
             *(text(f"{vpn[key]:,}") for key in ("rx_bytes", "tx_bytes")),
             text(vpn["error"], "red"),
         )
