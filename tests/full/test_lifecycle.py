@@ -21,6 +21,15 @@ chmod 755 /etc/init.d/S90planted
 printf '#!/bin/sh\\necho init > /var/by-init; exec sleep 600\\n' > /usr/local/sbin/by-init
 chmod 755 /usr/local/sbin/by-init
 echo "::respawn:/usr/local/sbin/by-init" >> /etc/inittab
+printf '#!/bin/sh\\necho unit > /var/by-unit\\n' > /usr/local/sbin/by-unit
+chmod 755 /usr/local/sbin/by-unit
+mkdir -p /etc/systemd/system
+cat > /etc/systemd/system/planted.service <<'END'
+[Service]
+ExecStart=-/usr/local/sbin/by-unit --now
+[Install]
+WantedBy=multi-user.target
+END
 """
 
 
@@ -79,7 +88,7 @@ async def test_a_reboot_analysis_shows_what_starts_by_itself(
     assert task["errors"] == []
     report = await site.get(f"/tasks/report/{task['id']}")
     written = {d["filepath"]: d for d in report["dropped"]}
-    for name in ("cron", "login", "service", "init"):
+    for name in ("cron", "login", "service", "init", "unit"):
         content = site.folder(task["id"]) / written[f"/var/by-{name}"]["path"]
         assert content.read_text() == f"{name}\n"
     # what started by itself is marked, and what of it the sample had planted
@@ -93,6 +102,7 @@ async def test_a_reboot_analysis_shows_what_starts_by_itself(
         ("/usr/local/bin/by-cron", "cron", True),
         ("/etc/init.d/S90planted start", "service", True),
         ("sleep 600", "service", True),
+        ("/usr/local/sbin/by-unit --now", "service", True),
         ("/bin/bash -l -c :", "login", True),
     }
     assert report["info"]["restart"]["parent"] == first
