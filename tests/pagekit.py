@@ -149,7 +149,7 @@ class Reader:
         elif step.server:
             self._serve(where, step)
         else:
-            self._run(where, step.text)
+            self.run(step.text, where)
 
     def stop(self, server: subprocess.Popen[bytes]) -> None:
         """Press Ctrl-C, and wait."""
@@ -175,7 +175,8 @@ class Reader:
             start_new_session=True,
         )
 
-    def _run(self, where: str, text: str) -> None:
+    def run(self, text: str, where: str = "a command") -> None:
+        """Type some lines, and wait for their end; what they print is added to ``said``."""
         mark = f"--- {where} is done"
         self._give(f"{{\n{text}}} < /dev/null\necho '{mark}'")
         said = "".join(_lines(self._shell, mark))

@@ -159,7 +159,7 @@ def wheelhouse(folder: Path) -> Path:
     while waiting:
         installed = distribution(waiting.pop())
         if installed.name not in seen:
-            _pack(installed, folder)
+            pack(installed, folder)
         seen.add(installed.name)
         wanted = map(Requirement, installed.requires or ())
         waiting += [
@@ -170,7 +170,8 @@ def wheelhouse(folder: Path) -> Path:
     return folder
 
 
-def _pack(installed: Distribution, folder: Path) -> None:
+def pack(installed: Distribution, folder: Path) -> None:
+    """Make the wheel of an installed package once more."""
     wheel = installed.read_text("WHEEL") or ""
     tags = [line.partition(": ")[2] for line in wheel.splitlines() if line.startswith("Tag: ")]
     parts = [
@@ -182,6 +183,6 @@ def _pack(installed: Distribution, folder: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for file in installed.files or ():
             inside = PurePosixPath(file)
-            if ".." in inside.parts or inside.suffix == ".pyc":
-                continue  # programs, which pip makes anew
+            if {"..", "__pycache__"} & {*inside.parts} or inside.suffix == ".pyc":
+                continue  # programs and what is compiled, which are made anew
             archive.write(file.locate(), str(inside))

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.metadata import Distribution, distribution
+from collections.abc import Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from freshenv import ROOT, declared, needed, run
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from bootkit import pack
+from freshenv import ROOT, declared, link, needed, run
 from packaging.requirements import Requirement
 from serverkit import Namespace, Site, configure
 
+from cuckoo_api.store import upgrade
+from cuckoo_api.store.schema import HEAD
 from pagekit import Reader
 
-PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir())
+PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
 PACKAGES = {"cuckoo-api-server": ROOT, **{name: ROOT / "plugins" / name for name in PLUGINS}}
+PAGE = "docs/install.md"
+EARLIER = "0.0.9"
+TASK = """
+INSERT INTO tasks (category, target, status, added_on)
+VALUES ('url', 'http://kept.test/', 'reported', '2026-01-01 00:00:00')
+"""
 MACHINE = """
 [one]
 label = one
@@ -79,80 +91,113 @@ def test_the_wheel_has_all_that_the_package_has(dist: Path) -> None:
                 assert wheel[f"{place}/{inner}"] == path.read_bytes()
 
 
-def rebuild(package: Distribution, into: Path) -> None:
-    """Make the wheel of an installed package once more."""
-    tags = re.findall(r"^Tag: (\S+)$", package.read_text("WHEEL") or "", re.MULTILINE)
-    parts = zip(*(tag.split("-") for tag in tags), strict=True)
-    tag = "-".join(".".join(dict.fromkeys(part)) for part in parts)
-    name = re.sub(r"[-_.]+", "_", package.metadata["Name"])
-    with zipfile.ZipFile(into / f"{name}-{package.version}-{tag}.whl", "w") as archive:
-        for file in package.files or ():
-            # scripts are made anew, and so is what Python compiles
-            if ".." not in file.parts and "__pycache__" not in file.parts:
-                archive.write(str(package.locate_file(file)), str(file))
+def relabel(wheel: Path, into: Path, version: str) -> None:
+    """Make the wheel one of another version, which has the same code."""
+    name, now, tag = wheel.name.split("-", 2)
+    target = into / f"{name}-{version}-{tag}"
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(target, "w") as new:
+        for path in old.namelist():
+            content = old.read(path)
+            if ".dist-info/" in path:
+                for words in ("Version: {}\n", f"{name}-{{}}.dist-info/"):
+                    before, after = (words.format(one).encode() for one in (now, version))
+                    content = content.replace(before, after)
+            new.writestr(path.replace(f"{name}-{now}.", f"{name}-{version}."), content)
 
 
 @pytest.fixture
-def pipx(dist: Path, tmp_path: Path) -> Path:
-    """A folder of commands into which pipx has installed the server and all plugins.
-
-    No index is asked: what they need is there as it is in the running environment.
-    """
+def index(dist: Path, tmp_path: Path) -> Path:
+    """What a package index has: earlier versions of ours, and all that they need as it is here."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     lines = [line for path in PACKAGES.values() for line in declared(path)]
     for name in needed(line for line in lines if Requirement(line).name not in PACKAGES):
-        rebuild(distribution(name), wheels)
-    environment = os.environ | {
-        "PIPX_HOME": str(tmp_path / "pipx"),
-        "PIPX_BIN_DIR": str(tmp_path / "bin"),
-        "PIPX_MAN_DIR": str(tmp_path / "man"),
-    }
-    # compiled it is when it is run: most of it never is
-    pip = f"--pip-args=--no-index --no-compile --find-links={wheels} --find-links={dist}"
-
-    def do(*words: str) -> None:
-        command = [sys.executable, "-m", "pipx", *words, pip]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=120
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    do("install", str(the(dist, "cuckoo-api-server", ".whl")))
-    do("inject", "cuckoo-api-server", *PLUGINS)
-    return tmp_path / "bin"
+        pack(distribution(name), wheels)
+    for wheel in dist.glob("*.whl"):
+        relabel(wheel, wheels, EARLIER)
+    return wheels
 
 
-async def test_pipx_installs_the_server_and_its_plugins(
-    pipx: Path, tmp_path: Path, namespace: Namespace
+@pytest.fixture
+def reader(index: Path, tmp_path: Path) -> Iterator[Reader]:
+    """Root, whose /opt and /usr/local/bin are a test's own."""
+    folders = " && ".join(
+        f"mount -t overlay overlay {place} -o lowerdir={place},upperdir={own}/up,workdir={own}/work"
+        for place, own in (("/opt", tmp_path / "opt"), ("/usr/local/bin", tmp_path / "bin"))
+    )
+    for name in ("opt", "bin"):
+        for part in ("up", "work"):
+            (tmp_path / name / part).mkdir(parents=True)
+    apart = ("unshare", "--mount", "--propagation", "private", "sh", "-ec")
+    programs = f"{tmp_path}/reader/home/.local/bin:{Path(sys.executable).parent}"
+    with Reader(
+        tmp_path / "reader",
+        inside=[*apart, f'{folders} && exec "$@"', "sh"],
+        environment={
+            "PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PIP_FIND_LINKS": str(index),
+            # compiled it is when it is run: most of it never is
+            "PIP_NO_COMPILE": "1",
+            **{f"PIP_{word}": "0" for word in ("DRY_RUN", "NO_DEPS")},
+        },
+    ) as made:
+        bring_pip(made.home / ".local/share/pipx/shared")
+        yield made
+
+
+def bring_pip(folder: Path) -> None:
+    """What pipx has done by its first use: one pip for all its environments."""
+    run(sys.executable, "-m", "venv", "--without-pip", str(folder))
+    [site] = folder.glob("lib/python*/site-packages")
+    link(distribution("pip"), site)
+    (folder / "bin/pip").touch()
+
+
+def put_an_old_database(path: Path) -> None:
+    """As the version left it whose schema came before this one's, with one task."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(upgrade.__file__).parent / "migrations"))
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, f"{int(HEAD) - 1:04}")
+        connection.execute(sa.text(TASK))
+    engine.dispose()
+
+
+async def test_the_page_leads_from_the_first_install_to_an_upgrade_that_keeps_all(
+    dist: Path, index: Path, reader: Reader, namespace: Namespace
 ) -> None:
-    python = str(tmp_path / "pipx" / "venvs" / "cuckoo-api-server" / "bin" / "python")
-    checked = run(sys.executable, "-m", "pip", "--python", python, "check")
-    assert "No broken requirements found" in checked
-
-    cuckoo, cwd = str(pipx / "cuckoo"), tmp_path / "cwd"
-    assert run(cuckoo, "--version") == "cuckoo-api-server 0.1.0\n"
-    run(cuckoo, "--cwd", str(cwd), "init")
-    assert {path.stem for path in (cwd / "conf").glob("*.conf")} >= {
-        *("cuckoo", "qemu", "kvm", "virtualbox", "vsphere", "routing"),
-    }
+    cwd = reader.home / ".cuckoo"
+    reader.follow(PAGE, "Debian's packages")
+    assert "Inst pipx" in reader.said or "pipx is already" in reader.said
+    reader.follow(PAGE, "With pipx")
+    assert f"cuckoo-api-server {EARLIER}\n" in reader.said
+    assert {path.stem for path in (cwd / "conf").glob("*.conf")} >= {"cuckoo", "qemu", "routing"}
     configure(cwd, "cuckoo", {"cuckoo.machinery": "qemu", "cuckoo.freespace": "64"})
     configure(cwd, "qemu", {"qemu.machines": "one"})
     with (cwd / "conf" / "qemu.conf").open("a") as file:
         file.write(MACHINE)
+    put_an_old_database(cwd / "cuckoo.db")
+
+    for wheel in dist.glob("*.whl"):
+        shutil.copy(wheel, index)
+    reader.follow(PAGE, "Upgrade")
+    assert "upgraded package cuckoo-api-server from 0.0.9 to 0.1.0" in reader.said, reader.said
+    python = str(reader.home / ".local/share/pipx/venvs/cuckoo-api-server/bin/python")
+    checked = run(sys.executable, "-m", "pip", "--python", python, "check")
+    assert "No broken requirements found" in checked
     site = Site(cwd, namespace, python=python)
     await site.start()
     try:
         [machine] = (await site.get("/machines/list"))["machines"]
         assert (machine["name"], machine["manager"]) == ("one", "qemu")
-        shown = run(*namespace.inside(cuckoo, "--cwd", str(cwd), "api", "--systemd"))
-        assert python in shown or cuckoo in shown
+        task = (await site.get("/tasks/view/1"))["task"]
+        assert (task["target"], task["status"]) == ("http://kept.test/", "reported")
     finally:
         await site.stop()
     await namespace.empty()
 
-
-def test_the_page_names_packages_that_debian_has(tmp_path: Path) -> None:
-    with Reader(tmp_path) as reader:
-        reader.follow("docs/install.md")
-        assert "Inst pipx" in reader.said or "pipx is already" in reader.said
+    reader.run("export PIP_DRY_RUN=1\n")
+    reader.follow(PAGE, "With a virtual environment")
+    assert "cuckoo-api-server-0.1.0" in reader.said.partition("Would install")[2]

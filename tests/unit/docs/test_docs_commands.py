@@ -51,7 +51,8 @@ def test_every_command_that_is_shown_can_be_typed() -> None:
         shlex.split(re.split("[>|]", line)[0], comments=True)
         for path in (ROOT / "README.md", *DOCS.rglob("*.md"))
         for b in blocks(path.read_text()) if b.language == "sh" and not b.title
-        for line in b.text.splitlines() if line.startswith("cuckoo ")
+        for line in b.text.splitlines()
+        if line.startswith("cuckoo ") and "--version" not in line  # which ends the program
     ]  # fmt: skip
     assert len(shown) >= 20
     for words in shown:
