@@ -154,7 +154,7 @@ async def run_analysis(workshop: Workshop, lease: Lease) -> list[str]:
         lap("agent")
         log.info("analysis.started", machine=machine.name)
 
-        shots = asyncio.create_task(take_screenshots(lease, folder))
+        shots = asyncio.create_task(take_screenshots(lease, folder, workshop.artefacts))
         undo.push_async_callback(_stop, shots)
         ending, reason = await _wait_for_the_end(
             client, lease, session, seconds + settings.timeouts.critical, unled

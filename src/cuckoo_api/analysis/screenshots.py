@@ -9,99 +9,93 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import warnings
+import os
 from pathlib import Path
-from typing import BinaryIO
 
 import structlog
-from PIL import Image, ImageChops, UnidentifiedImageError
 
-from cuckoo_api.artefacts import AnalysisFolder
+from cuckoo_api.artefacts import BAD, NEW, AnalysisFolder, Artefacts
 from cuckoo_api.fleet import Lease
+from cuckoo_api.fleet.deadlines import to_the_end
 from cuckoo_api.machinery import Capability, MachineryError
 
 log = structlog.get_logger()
 
 INTERVAL = 1.0
 """Seconds between two looks at the screen: no hypervisor tells of a changed picture."""
+PATIENCE = 10.0
+"""Seconds that looking at one may take."""
 MAX_SHOTS = 200
-MAX_PIXELS = 4096 * 2304
-JPEG_QUALITY = 80
-CURSOR = (16, 32)
-"""Width and height, in pixels, of the largest change that is none."""
-LITTLE = 0.01
-"""Nor may it be more than this share of the screen."""
 MAX_NUMBER = 9_999
 
 
-async def take_screenshots(lease: Lease, folder: AnalysisFolder) -> None:
+async def take_screenshots(lease: Lease, folder: AnalysisFolder, artefacts: Artefacts) -> None:
     """Until cancelled, or until the machine gives no more pictures."""
     if not lease.capabilities & Capability.SCREENSHOT:
         return
-    series = _Series(folder.path / "shots")
-    raw = folder.path / "shots" / ".screen"
-    while series.taken < MAX_SHOTS:
-        try:
-            await lease.screenshot(raw)
-            await asyncio.to_thread(series.look, raw)
-        except (MachineryError, OSError, ValueError, Image.DecompressionBombError) as exc:
-            log.info("screenshot.failed", machine=lease.machine.name, error=str(exc))
-            return
-        finally:
-            raw.unlink(missing_ok=True)
-        await asyncio.sleep(INTERVAL)
+    series = _Series(folder.path / "shots", artefacts)
+    try:
+        while series.taken < MAX_SHOTS:
+            await lease.screenshot(series.raw)
+            # also when the analysis ends meanwhile: the last picture often shows the most
+            await to_the_end(series.look())
+            await asyncio.sleep(INTERVAL)
+    except (MachineryError, OSError, ValueError) as exc:
+        log.info("screenshot.failed", machine=lease.machine.name, error=str(exc))
+    finally:
+        series.close()
 
 
 class _Series:
-    """The pictures of one analysis that were kept."""
+    """The pictures of one analysis that were kept. Nothing looks into them here."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, artefacts: Artefacts) -> None:
         self._folder = folder
-        self._last: Image.Image | None = None
-        self._seen: set[bytes] = set()
+        self._artefacts = artefacts
+        self._last = folder / ".last"
+        self._jpeg = folder / ".jpeg"
+        self._seen: set[str] = set()
+        """Hashes of files, most of which are the same again, and of pixels."""
         self._number = 0
+        self.raw = folder / ".screen"
+        """Where the next one goes."""
         self.taken = 0
 
-    def look(self, raw: Path) -> None:
-        """Keep the picture if it shows something new. Blocks. Raises OSError or ValueError."""
-        shown = _decoded(raw)
-        digest = hashlib.sha256(shown.tobytes()).digest()
-        if digest in self._seen or _differs_little(shown, self._last):
+    async def look(self) -> None:
+        """Keep the picture if it shows something new. Raises OSError or ValueError."""
+        as_file = await asyncio.to_thread(_hash_of, self.raw)
+        if as_file in self._seen:
             return
-        with self._free() as file:
-            shown.save(file, "JPEG", quality=JPEG_QUALITY)
-        self._last = shown
-        self._seen.add(digest)
-        self.taken += 1
+        last = self._last if self.taken else None
+        async with asyncio.timeout(PATIENCE):
+            answer = await self._artefacts.look_at_screen(self.raw, self._jpeg, last)
+        verdict, _, said = answer.partition(" ")
+        if verdict == BAD:
+            raise ValueError(said)
+        if verdict == NEW:
+            self._seen.add(as_file)
+            if said not in self._seen:
+                self._seen.add(said)
+                self._publish()
 
-    def _free(self) -> BinaryIO:
-        """The next file; the guest may have sent pictures of its own."""
+    def close(self) -> None:
+        """Leave the pictures alone."""
+        for path in (self.raw, self._jpeg, self._last):
+            path.unlink(missing_ok=True)
+
+    def _publish(self) -> None:
+        """Give the picture the next name; the guest may have sent some of its own."""
         while self._number < MAX_NUMBER:
             self._number += 1
             with contextlib.suppress(FileExistsError):
-                return (self._folder / f"{self._number:04}.jpg").open("xb")
+                os.link(self._jpeg, self._folder / f"{self._number:04}.jpg")
+                self._jpeg.unlink()
+                self.raw.replace(self._last)
+                self.taken += 1
+                return
         raise OSError(f"there are {MAX_NUMBER} pictures already")
 
 
-def _decoded(raw: Path) -> Image.Image:
-    """The pixels come from a guest: two simple formats only, no more than a large screen has."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(raw, formats=("PNG", "PPM")) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"a screen of {picture.width}x{picture.height} pixels")
-                return picture.convert("RGB")
-        except UnidentifiedImageError as exc:
-            raise ValueError("not a PNG or PPM picture") from exc
-
-
-def _differs_little(shown: Image.Image, last: Image.Image | None) -> bool:
-    if last is None or shown.size != last.size:
-        return False
-    box = ImageChops.difference(shown, last).getbbox()
-    if box is None:
-        return True
-    width, height = box[2] - box[0], box[3] - box[1]
-    share = width * height / (shown.width * shown.height)
-    return width <= CURSOR[0] and height <= CURSOR[1] and share <= LITTLE
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,11 +21,14 @@ from cuckoo_api.model.sample import NewSample
 READY = b"ready"
 FAILED = b"null"
 """What a keeper says when it can begin, and of what it could not do."""
-KEEP, TYPE, HASH = b"k", b"t", b"h"
+KEEP, TYPE, HASH, SCREEN = b"k", b"t", b"h", b"s"
 """What it is told to do, see ``keeper.py``."""
+NEW, OLD, BAD = "new", "old", "bad"
+"""What it says of a screenshot, see ``screens.py``."""
 INCOMING = ".incoming-"
 """How the names of unfinished uploads begin."""
 HANDLE = struct.Struct("=i")
+MOST_HANDLES = 3
 
 
 class Digests:
@@ -90,12 +93,12 @@ def keep(folder: Path, data: bytes, kind: str) -> Kept:
 
 
 def received(channel: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
-    """A message and the open file that came with it, if one did.
+    """A message and the open files that came with it, if any did.
 
     Python's own function for it drops the flags.
     """
     data, extra, _, _ = channel.recvmsg(
-        size, socket.CMSG_LEN(HANDLE.size), flags | socket.MSG_CMSG_CLOEXEC
+        size, socket.CMSG_LEN(MOST_HANDLES * HANDLE.size), flags | socket.MSG_CMSG_CLOEXEC
     )
     return data, [number for _, _, packed in extra for (number,) in HANDLE.iter_unpack(packed)]
 

@@ -11,6 +11,8 @@ is an order, a letter, and is answered in turn, with ``null`` where it could not
   lock holds it. In a flood the hash would be a quarter of the work; who looks at the sample has it
   made then.
 * ``TYPE`` or ``HASH``, with a file that is open for reading: libmagic's words, the ssdeep.
+* ``SCREEN``, with a screenshot, a file for it as a JPEG, and the one before if there is one: see
+  :mod:`cuckoo_api.artefacts.screens`.
 
 It ends when the server does.
 """
@@ -31,6 +33,7 @@ from cuckoo_api.artefacts.keep import (
     FAILED,
     HASH,
     READY,
+    SCREEN,
     TYPE,
     Kept,
     keep,
@@ -45,6 +48,8 @@ MEMORY = 1 << 30
 MOST = 16
 """Files that share one sync of the folder."""
 BLOCK = 128 << 10
+MAX_FILE = 16 << 20
+"""Bytes of the largest file that it may write: a screen as a JPEG."""
 LOOKED_AT = 1 << 20
 """Bytes of a file that libmagic reads, at once, to know its type. Its own limit is 7 MiB; no format
 is told by what comes later than this."""
@@ -95,6 +100,11 @@ def _done(folder: Path, order: Order, types: magic.Magic) -> Kept | str | None:
             return _type_of(order.handles[0], types)
         if letter == HASH:
             return _hash_of(order.handles[0])
+        if letter == SCREEN:
+            # only here: most servers' guests have no screen
+            from cuckoo_api.artefacts.screens import look
+
+            return look(*order.handles)
         return keep(folder, data, types.from_buffer(data))
     except Exception:  # noqa: BLE001 - the server tries again, and finds the reason for its client
         return None
@@ -133,7 +143,7 @@ if __name__ == "__main__":
         parent=int(parent),
         memory=MEMORY,
         cpu=None,
-        file_size=int(block),
+        file_size=MAX_FILE,
         writable=[where],
     )
     try:

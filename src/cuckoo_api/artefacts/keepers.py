@@ -20,6 +20,7 @@ from cuckoo_api.artefacts.keep import (
     HASH,
     KEEP,
     READY,
+    SCREEN,
     TYPE,
     Kept,
     received,
@@ -31,6 +32,7 @@ log = structlog.get_logger()
 COUNT = min(4, os.cpu_count() or 1)
 BLOCK = 128 << 10
 """Bytes of the largest file that goes to them."""
+READING, WRITING = os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 MAX_ANSWER = 4 << 10
 PATIENCE = 5.0
 """Seconds that one gets to end by itself."""
@@ -92,11 +94,16 @@ class Keepers:
 
     def file_type(self, path: Path) -> asyncio.Future[Kept | str | None]:
         """libmagic's words for a file, or KeeperDied; None where it has none. Raises OSError."""
-        return self._ask(TYPE, path)
+        return self._ask(TYPE, (path, READING))
 
     def fuzzy_hash(self, path: Path) -> asyncio.Future[Kept | str | None]:
         """A file's ssdeep, or KeeperDied; None where it has none. Raises OSError."""
-        return self._ask(HASH, path)
+        return self._ask(HASH, (path, READING))
+
+    def screen(self, raw: Path, jpeg: Path, last: Path | None) -> asyncio.Future[Kept | str | None]:
+        """What ``screens.look`` says of a screenshot, or KeeperDied. Raises OSError."""
+        before = [(last, READING)] if last else []
+        return self._ask(SCREEN, (raw, READING), (jpeg, WRITING), *before)
 
     async def close(self) -> None:
         """Let them end."""
@@ -104,13 +111,20 @@ class Keepers:
             await asyncio.wait({self._starting})
         await asyncio.gather(*(keeper.close() for keeper in self._all))
 
-    def _ask(self, message: bytes, path: Path | None = None) -> asyncio.Future[Kept | str | None]:
-        """Have the least busy of those that are ready do it."""
+    def _ask(self, message: bytes, *files: tuple[Path, int]) -> asyncio.Future[Kept | str | None]:
+        """Have the least busy of those that are ready do it, with these files open."""
         ready = [keeper for keeper in self._all if keeper.ready.done()]
         if not ready:
             raise KeeperDied
-        handle = -1 if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return min(ready, key=lambda keeper: keeper.load).ask(message, handle)
+        handles: list[int] = []
+        try:
+            for path, flags in files:
+                handle = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+                handles.append(handle)
+        except OSError:
+            _close(handles)
+            raise
+        return min(ready, key=lambda keeper: keeper.load).ask(message, handles)
 
     def _grow(self) -> asyncio.Task[None]:
         if self._starting is None or self._starting.done():
@@ -136,11 +150,16 @@ class Keepers:
         log.warning("keeper.died", pid=keeper.pid)
 
 
+def _close(handles: list[int]) -> None:
+    for handle in handles:
+        os.close(handle)
+
+
 class _Order(NamedTuple):
-    """What one is asked for, with a file or without (-1)."""
+    """What one is asked for, and the open files for it."""
 
     message: bytes
-    handle: int
+    handles: list[int]
     done: asyncio.Future[Kept | str | None]
 
 
@@ -171,12 +190,12 @@ class _Keeper:
         """Files that it has in hand."""
         return len(self._waiting) + len(self._sent)
 
-    def ask(self, message: bytes, handle: int) -> asyncio.Future[Kept | str | None]:
-        """Takes the handle for its own."""
+    def ask(self, message: bytes, handles: list[int]) -> asyncio.Future[Kept | str | None]:
+        """Takes the handles for its own."""
         done: asyncio.Future[Kept | str | None] = self._loop.create_future()
         late = self._loop.call_later(DEADLINE, self._process.kill)
         done.add_done_callback(lambda _: late.cancel())
-        self._waiting.append(_Order(message, handle, done))
+        self._waiting.append(_Order(message, handles, done))
         self._send()
         return done
 
@@ -191,9 +210,9 @@ class _Keeper:
 
     def _send(self) -> None:
         while self._waiting:
-            message, handle, done = self._waiting[0]
+            message, handles, done = self._waiting[0]
             try:
-                socket.send_fds(self._channel, [message], [handle] if handle >= 0 else [])
+                socket.send_fds(self._channel, [message], handles)
             except BlockingIOError:
                 self._loop.add_writer(self._channel, self._send)
                 return
@@ -202,8 +221,7 @@ class _Keeper:
                 return
             self._waiting.popleft()
             self._sent.append(done)
-            if handle >= 0:
-                os.close(handle)
+            _close(handles)
         self._loop.remove_writer(self._channel)
 
     def _receive(self) -> None:
@@ -218,8 +236,7 @@ class _Keeper:
         elif not answer:
             self._end()
         elif (done := self._sent.popleft()).done():  # its client has gone
-            for handle in handles:
-                os.close(handle)
+            _close(handles)
         elif answer == FAILED:
             done.set_result(None)
         elif handles:
@@ -237,8 +254,7 @@ class _Keeper:
             self._loop.remove_writer(self._channel)
         self._channel.close()
         for order in self._waiting:
-            if order.handle >= 0:
-                os.close(order.handle)
+            _close(order.handles)
         unanswered: list[asyncio.Future[Any]] = [self.ready, *self._sent]
         for future in (*unanswered, *(order.done for order in self._waiting)):
             if not future.done():

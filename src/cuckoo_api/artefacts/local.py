@@ -69,6 +69,10 @@ class Artefacts:
         """
         return await self._workshop.fuzzy_hash(self.binary(sha256))
 
+    async def look_at_screen(self, raw: Path, jpeg: Path, last: Path | None) -> str:
+        """What a keeper says of a screenshot, see ``screens.look``. Raises OSError."""
+        return await self._workshop.screen(raw, jpeg, last)
+
     async def forget_binary(self, sha256: str, is_wanted: Callable[[], Awaitable[bool]]) -> None:
         """Remove the sample's file, unless an upload has it in hand or ``is_wanted`` says so.
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import structlog
 
-from cuckoo_api.artefacts.keep import Digests, Kept, adopted, incoming, make_durable, publish
+from cuckoo_api.artefacts.keep import BAD, Digests, Kept, adopted, incoming, make_durable, publish
 from cuckoo_api.artefacts.keepers import BLOCK, KeeperDied, Keepers
 from cuckoo_api.artefacts.write import disk_errors, write_all
 from cuckoo_api.model.errors import NotFound, TooLarge
@@ -50,6 +50,11 @@ class Workshop:
             return await self._asked(self.keepers.fuzzy_hash, path)
         except FileNotFoundError as exc:  # deleted since somebody saw it
             raise NotFound("File not found") from exc
+
+    async def screen(self, raw: Path, jpeg: Path, last: Path | None) -> str:
+        """What ``screens.look`` says of a screenshot."""
+        said = await self._asked(lambda path: self.keepers.screen(path, jpeg, last), raw)
+        return said or f"{BAD} nobody could look at it"
 
     async def _asked(
         self, ask: Callable[[Path], asyncio.Future[Kept | str | None]], path: Path

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cuckoo_api.analysis import screenshots as module
 from cuckoo_api.analysis.screenshots import take_screenshots
-from cuckoo_api.artefacts import AnalysisFolder
+from cuckoo_api.artefacts import AnalysisFolder, Artefacts
 from cuckoo_api.machinery import Capability, OperationTimedOut
 from cuckoo_api.model.machine import Machine
 
@@ -56,9 +56,18 @@ def picture(
     return buffer.getvalue()
 
 
+async def look_at(screen: Screen, folder: AnalysisFolder) -> None:
+    artefacts = Artefacts(folder.path.parent)
+    await artefacts.open()
+    try:
+        await take_screenshots(screen, folder, artefacts)  # type: ignore[arg-type]  # as much as it needs
+    finally:
+        await artefacts.close()
+
+
 async def shots(folder: AnalysisFolder, *shown: bytes) -> list[str]:
     """The files that such a screen leaves."""
-    await take_screenshots(Screen(shown), folder)  # type: ignore[arg-type]  # as much as it needs
+    await look_at(Screen(shown), folder)
     return sorted(path.name for path in (folder.path / "shots").iterdir())
 
 
@@ -113,7 +122,7 @@ async def test_there_are_only_so_many(
 ) -> None:
     monkeypatch.setattr(module, "MAX_SHOTS", 2)
     screen = Screen([picture(RED), picture(BLUE)] * 3)
-    await take_screenshots(screen, folder)  # type: ignore[arg-type]
+    await look_at(screen, folder)
 
     assert screen.looks == 2
 
@@ -160,7 +169,7 @@ async def test_what_is_no_plain_picture_ends_the_series(
 async def test_without_the_capability_nobody_looks(folder: AnalysisFolder) -> None:
     screen = Screen([picture(RED)])
     screen.capabilities = Capability.NONE
-    await take_screenshots(screen, folder)  # type: ignore[arg-type]
+    await look_at(screen, folder)
 
     assert screen.looks == 0
 
@@ -173,7 +182,7 @@ async def test_a_stop_leaves_no_half_picture(folder: AnalysisFolder) -> None:
             await asyncio.Event().wait()
 
     screen = Waits([])
-    looking = asyncio.create_task(take_screenshots(screen, folder))  # type: ignore[arg-type]
+    looking = asyncio.create_task(look_at(screen, folder))
     while not screen.looks:
         await asyncio.sleep(0)
     looking.cancel()

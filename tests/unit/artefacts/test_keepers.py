@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -106,8 +107,11 @@ async def test_nobody_removes_what_one_of_them_keeps(artefacts: Artefacts) -> No
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_the_server_has_no_parser_of_uploads() -> None:
-    found = "import sys, cuckoo_api.server.app; print({'magic', 'ssdeep'} & sys.modules.keys())"
+def test_the_server_has_no_parser_of_uploads_and_screenshots() -> None:
+    found = (
+        "import sys, cuckoo_api.server.app\n"
+        "print({'magic', 'ssdeep', 'PIL', 'libarchive', 'dpkt', 'lief'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", found], check=True, capture_output=True, text=True)
     assert done.stdout == "set()\n"
 
@@ -119,6 +123,18 @@ async def test_they_are_confined(artefacts: Artefacts) -> None:
         status = Path(f"/proc/{pid}/status").read_text()
         assert "NoNewPrivs:\t1\n" in status
         assert ("Seccomp:\t2\n" in status) == ("seccomp" in holding)
+
+
+async def test_they_look_at_screenshots(artefacts: Artefacts, tmp_path: Path) -> None:
+    raw, jpeg = tmp_path / "raw", tmp_path / "jpeg"
+    raw.write_bytes(b"P6\n800 600\n255\n" + random.Random(1).randbytes(800 * 600 * 3))
+    verdict, digest = (await artefacts.look_at_screen(raw, jpeg, None)).split()
+    assert verdict == "new"
+    assert jpeg.read_bytes().startswith(b"\xff\xd8")
+    assert jpeg.stat().st_size > keepers.BLOCK, "more than it may keep of an upload"
+    assert await artefacts.look_at_screen(raw, jpeg, raw) == f"old {digest}"
+    raw.write_bytes(b"P6\n80000 60000\n255\n")
+    assert (await artefacts.look_at_screen(raw, jpeg, None)).startswith("bad ")
 
 
 @pytest.mark.parametrize("datas", [[b"#!/bin/sh\n"], [b"#!/bin/sh\n#1", b"#!/bin/sh\n#2"]])
