@@ -120,7 +120,7 @@ class WireGuard:
         self.client: subprocess.Popen[bytes] | None = None
         self.interface, self._far = f"wg{lab.tag}", f"ws{lab.tag}"
         self._keys = {}
-        for name in ("server", "client"):
+        for name in ("server", "client", "office"):
             private = lab.run("host", "wg", "genkey")
             path = folder / f"wg-{name}.key"
             path.write_text(private)
@@ -149,9 +149,20 @@ class WireGuard:
         shown = ("wg", "show", self.interface, "latest-handshakes")
         until(lambda: self._lab.run("host", *shown).split()[1] != "0", "the handshake")
 
-    def received(self) -> int:
-        """Bytes that the host has from its peer."""
-        return int(self._lab.run("host", "wg", "show", self.interface, "transfer").split()[1])
+    def start_office(self) -> None:
+        """A second peer of the host, for a network of its own, which sends something each second."""
+        office, port = f"wo{self._lab.tag}", ("listen-port", "51822")
+        self._set("host", self.interface, "client", "office", "10.77.0.0/24", *port)
+        self._start("provider", office)
+        alive = ["endpoint", "10.99.0.2:51822", "persistent-keepalive", "1"]
+        self._set("provider", office, "office", "client", "10.9.0.2/32", peer=alive)
+        self._up("provider", office, "10.77.0.1/24")
+        until(lambda: self.received("office") > 0, "the office")
+
+    def received(self, name: str = "server") -> int:
+        """Bytes that the host has from a peer."""
+        told = self._lab.run("host", "wg", "show", self.interface, "transfer").split()
+        return int(told[told.index(self._keys[name]) + 1])
 
     def kill(self, process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
         assert process is not None
@@ -162,7 +173,7 @@ class WireGuard:
     def _start(self, namespace: str, interface: str) -> subprocess.Popen[bytes]:
         words = ("env", "WG_PROCESS_FOREGROUND=1", "wireguard-go", "-f", interface)
         started = self._lab.spawn(namespace, *words, log=self.folder / f"{interface}.log")
-        until(lambda: interface in self._lab.run(namespace, "wg", "show", "interfaces"), interface)
+        until(Path(f"/run/wireguard/{interface}.sock").exists, interface)
         return started
 
     def _set(

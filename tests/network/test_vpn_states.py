@@ -169,10 +169,13 @@ def test_a_wireguard_that_nobody_uses_is_up_until_its_peer_dies(
         assert (status, why) == ("stale", "there never was a handshake")
         assert watch.next()[0] == "up", "what was sent to it made one"
         assert watch.rests()
+        tunnel.start_office()
         assert not [line for line in beyond() + uplink() if "192.0.2.1" in line]
     tunnel.kill(tunnel.server, signal.SIGSTOP)
+    heard = tunnel.received("office")
     status, why, _ = watch.next()
     assert (status, why[:21]) == ("stale", "nothing came from the")
+    assert tunnel.received("office") > heard, "which is no way out"
     tunnel.kill(tunnel.server, signal.SIGCONT)
     assert watch.next()[0] == "up"
 
