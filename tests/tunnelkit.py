@@ -150,7 +150,7 @@ class WireGuard:
         until(lambda: self._lab.run("host", *shown).split()[1] != "0", "the handshake")
 
     def start_office(self) -> None:
-        """A second peer of the host, for a network of its own, which sends something each second."""
+        """A second peer of the host, for a network of its own, which sends each second."""
         office, port = f"wo{self._lab.tag}", ("listen-port", "51822")
         self._set("host", self.interface, "client", "office", "10.77.0.0/24", *port)
         self._start("provider", office)
