@@ -129,7 +129,7 @@ async def main(cwd: Path) -> None:
         )
         # what rests half a minute in a real pool would rest for a test's whole length
         Deadlines.of = lambda timeouts: Deadlines(  # type: ignore[method-assign]
-            start=timeouts.vm_state, first_retry=1, last_retry=2, first_reopen=0.1
+            start=timeouts.vm_state, first_retry=0.3, last_retry=0.6, first_reopen=0.1
         )
         app = create_app(settings, plugins=[fake_plugin(world)])
         assert app[SETTINGS] is settings

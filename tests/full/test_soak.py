@@ -24,8 +24,8 @@ from soakserver import TOKEN
 
 from cuckoo_api.artefacts.keepers import COUNT
 
-MINUTES = float(os.environ.get("CUCKOO_SOAK_MINUTES", "0.3"))
-ROUNDS = 3 if MINUTES < 3 else 6
+MINUTES = float(os.environ.get("CUCKOO_SOAK_MINUTES", "0.2"))
+ROUNDS = 2 if MINUTES < 3 else 6
 """The first fills caches; each of the others has to leave what it found."""
 CLIENTS = 4
 PATIENCE = 120.0
@@ -293,7 +293,7 @@ async def until_settled(server: Server) -> dict[str, Any]:
             return now
         assert time.monotonic() < deadline, kinds
         before = kinds
-        await asyncio.sleep(2.5)  # longer than a machine rests
+        await asyncio.sleep(0.8)  # longer than a machine rests
 
 
 async def check_tasks(server: Server) -> None:
