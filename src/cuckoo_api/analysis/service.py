@@ -341,7 +341,9 @@ class AnalysisService:
 
     async def machines(self) -> list[Machine]:
         """Every configured machine with its state now."""
-        return await (self._fleet or _Rows(self._store)).machines()
+        if self._fleet is not None:
+            return await self._fleet.machines()
+        return await self._store.machines.list()  # as the engine's process last wrote them
 
     async def machine(self, name: str) -> Machine:
         """One machine by name; NotFound."""
@@ -393,13 +395,3 @@ class AnalysisService:
         if machines and all(reasons.values()):
             found.extend(f"machine {name}: {reason}" for name, reason in reasons.items())
         return found
-
-
-class _Rows:
-    """The machines as the engine's process last wrote them."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def machines(self) -> list[Machine]:
-        return await self._store.machines.list()
