@@ -149,7 +149,7 @@ class Reader:
         elif step.server:
             self._serve(where, step)
         else:
-            self.run(step.text, where)
+            self._run(where, step.text)
 
     def stop(self, server: subprocess.Popen[bytes]) -> None:
         """Press Ctrl-C, and wait."""
@@ -175,8 +175,7 @@ class Reader:
             start_new_session=True,
         )
 
-    def run(self, text: str, where: str = "a command") -> None:
-        """Type some lines, and wait for their end; what they print is added to ``said``."""
+    def _run(self, where: str, text: str) -> None:
         mark = f"--- {where} is done"
         self._give(f"{{\n{text}}} < /dev/null\necho '{mark}'")
         said = "".join(_lines(self._shell, mark))
