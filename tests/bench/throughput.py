@@ -66,7 +66,8 @@ def _figure(
     folder: Path, name: str, real: Server, path: str, bare: Server, at_least: float
 ) -> Figure:
     script = folder / ("upload.lua" if path == UPLOADS else "count.lua")
-    rate(real, path, script, seconds=1)  # a server that has just started is slower
+    # a server that has just started is slower, and starts what looks at uploads with the first
+    rate(real, path, script, seconds=3)
     pairs = []
     for _ in range(ROUNDS):
         yardstick = rate(bare, "/bare", folder / "count.lua")
