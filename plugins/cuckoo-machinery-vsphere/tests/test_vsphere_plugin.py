@@ -27,7 +27,7 @@ def registered() -> MachineryPlugin:
 def test_the_server_finds_it_by_its_entry_point(tmp_path: Path) -> None:
     plugin = registered()
     assert plugin == module.cuckoo_register_machinery()
-    assert plugin.api_version == API_VERSION
+    assert plugin.api_version <= API_VERSION
     assert isinstance(plugin.backend(config(tmp_path, 443)), VsphereBackend)
 
 

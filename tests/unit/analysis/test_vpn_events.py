@@ -25,7 +25,7 @@ async def store(tmp_path: Path, empty_database: Path) -> AsyncIterator[Store]:
 def state(status: Status, error: str | None = None) -> VpnState:
     return VpnState(
         name="vpn0", description="", interface="tun0", status=status, since="", peer="",
-        rx_bytes=0, tx_bytes=0, error=error,
+        rx_bytes=0, tx_bytes=0, error=error, proof="probe",
     )  # fmt: skip
 
 

@@ -300,7 +300,7 @@ def test_what_a_sample_chose_is_text_and_nothing_else(make: Make) -> None:
 
 WORKER = """
 import json, sys
-for step in json.load(sys.stdin)["steps"]:
+for step in json.loads(sys.stdin.readline())["steps"]:
     errors = ["html: no room"] if step == "html" and sys.argv[1] == "fails" else []
     print(json.dumps({"step": step, "errors": errors}), flush=True)
 """
