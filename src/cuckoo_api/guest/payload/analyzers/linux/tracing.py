@@ -19,6 +19,8 @@ from targets import PATH, Command, environment
 TRACE_LIMIT = 64 * 1024 * 1024
 ERROR_LIMIT = 2048
 READ_SIZE = 64 * 1024
+PRIORITY = -10
+"""The nice value of this program while the sample runs."""
 CONSOLE = "/dev/tty1"
 SYSCALLS = (
     "execve execveat fork vfork clone clone3 "
@@ -96,6 +98,7 @@ class Tracer:
         if self._process is None or self._process.stdin is None:
             raise OSError("strace was not started")
         self._stream = stream
+        _go_first()
         self.files = DroppedFiles([command.target])
         self.files.cwd = command.cwd
         words = " ".join(shlex.quote(word) for word in command.words)
@@ -207,6 +210,15 @@ class Tracer:
             os.write(self._console, text)
         except OSError:
             pass  # a screen that does not take it now
+
+
+def _go_first() -> None:
+    """Run before the sample does, whose processes are there already: what it writes and deletes at
+    once is to be held before it is gone."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+    except OSError:
+        pass  # an analyzer without rights takes its turn
 
 
 def _read(handle: int) -> bytes:
