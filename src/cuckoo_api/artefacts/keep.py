@@ -6,9 +6,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-import socket
 import stat
-import struct
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,8 +25,6 @@ NEW, OLD, BAD = "new", "old", "bad"
 """What it says of a screenshot, see ``screens.py``."""
 INCOMING = ".incoming-"
 """How the names of unfinished uploads begin."""
-HANDLE = struct.Struct("=i")
-MOST_HANDLES = 3
 
 
 class Digests:
@@ -90,17 +86,6 @@ def keep(folder: Path, data: bytes, kind: str) -> Kept:
         path.unlink(missing_ok=True)
         raise
     return Kept(sample, handle)
-
-
-def received(channel: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
-    """A message and the open files that came with it, if any did.
-
-    Python's own function for it drops the flags.
-    """
-    data, extra, _, _ = channel.recvmsg(
-        size, socket.CMSG_LEN(MOST_HANDLES * HANDLE.size), flags | socket.MSG_CMSG_CLOEXEC
-    )
-    return data, [number for _, _, packed in extra for (number,) in HANDLE.iter_unpack(packed)]
 
 
 def publish(

@@ -38,9 +38,9 @@ from cuckoo_api.artefacts.keep import (
     Kept,
     keep,
     make_durable,
-    received,
 )
 from cuckoo_api.confinement import confine
+from cuckoo_api.descriptors import received
 from cuckoo_api.model.errors import CuckooError
 
 MEMORY = 1 << 30

@@ -23,8 +23,8 @@ from cuckoo_api.artefacts.keep import (
     SCREEN,
     TYPE,
     Kept,
-    received,
 )
+from cuckoo_api.descriptors import received
 from cuckoo_api.model.sample import NewSample
 
 log = structlog.get_logger()

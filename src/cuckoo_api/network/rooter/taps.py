@@ -6,7 +6,6 @@ from one. When the connection ends, however it ends, the rooter takes the tap aw
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from cuckoo_api.descriptors import received
 from cuckoo_api.machinery import BackendUnavailable
 from cuckoo_api.network.rooter.client import PATIENCE
 from cuckoo_api.network.rooter.commands import (
@@ -128,12 +128,8 @@ async def _ask(connection: socket.socket, command: Command) -> tuple[Answer, lis
 async def _receive(connection: socket.socket, descriptors: list[int]) -> bytes:
     """Some of a line, and what comes with it. Raises OSError where no more comes."""
     await _readable(connection)
-    room = socket.CMSG_SPACE(array.array("i").itemsize)
-    # not recv_fds(): other programs that we start would inherit what comes
-    data, extra, _, _ = connection.recvmsg(MAX_LINE, room, socket.MSG_CMSG_CLOEXEC)
-    for level, kind, content in extra:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors += array.array("i", content[: len(content) // 4 * 4])
+    data, brought = received(connection, MAX_LINE)
+    descriptors += brought
     if not data:
         raise ConnectionResetError("it has hung up")
     return data
