@@ -42,8 +42,6 @@ def words(spec: MachineSpec, *layers: Drive, accel: str = "tcg") -> list[str]:
         accel=accel,
         layers=list(layers) or [Drive(7, "raw")],
         netdev="tap,id=net0,fd=5",
-        guest_ip="10.3.2.11",
-        guest_gateway="10.3.2.1",
         state=True,
     )
 

@@ -139,10 +139,6 @@ class BridgeNetwork:
             with contextlib.suppress(BackendUnavailable):
                 await _run(*command)
 
-    def guest_addresses(self, place: Place) -> tuple[str, str]:
-        """The guest's own address and its gateway's."""
-        return place.ip, place.gateway
-
     def address(self, place: Place, port: int) -> GuestAddress:
         """The guest is at its own address."""
         return GuestAddress(f"{place.ip}:{AGENT_PORT}", place.gateway, port)

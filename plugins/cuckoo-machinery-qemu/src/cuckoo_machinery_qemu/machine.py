@@ -203,10 +203,8 @@ class Machine:
             if snapshot is not None:
                 drives.append(Drive(os.open(snapshot / "disk.qcow2", os.O_RDONLY), "qcow2"))
             async with network.connect(self.place) as (netdev, fds):
-                guest_ip, gateway = network.guest_addresses(self.place)
                 command = command_line(
-                    placed, accel=self._host.accel, layers=drives, netdev=netdev,
-                    guest_ip=guest_ip, guest_gateway=gateway, state=True,
+                    placed, accel=self._host.accel, layers=drives, netdev=netdev, state=True
                 )  # fmt: skip
                 process = self.process = QemuProcess(self.label, self._changed)
                 await process.start(

@@ -68,10 +68,6 @@ class RootedNetwork:
             return f"{place.label}: resultserver_ip = {place.gateway} is not its address: {said}"
         return ""
 
-    def guest_addresses(self, place: Place) -> tuple[str, str]:
-        """The guest's own address and its gateway's."""
-        return place.ip, place.gateway
-
     def address(self, place: Place, port: int) -> GuestAddress:
         """The guest is at its own address."""
         return GuestAddress(f"{place.ip}:{AGENT_PORT}", place.gateway, port)

@@ -131,8 +131,6 @@ def command_line(
     accel: str,
     layers: list[Drive],
     netdev: str,
-    guest_ip: str,
-    guest_gateway: str,
     state: bool,
 ) -> list[str]:
     """QEMU's arguments. It starts paused, in its run folder, with ``overlay.qcow2`` there.
@@ -152,9 +150,7 @@ def command_line(
     if accel == "kvm":
         args += ["-cpu", "host"]
     if spec.kernel:
-        words = (
-            f"{spec.append} guestip={guest_ip}/24 guestgw={guest_gateway} guestdns={guest_gateway}"
-        )
+        words = f"{spec.append} guestip={spec.ip}/24 guestgw={spec.gateway} guestdns={spec.gateway}"
         args += ["-kernel", str(spec.kernel), "-append", words.strip()]
         if spec.initrd:
             args += ["-initrd", str(spec.initrd)]

@@ -79,10 +79,6 @@ class UserNetwork:
             shutil.rmtree(self._note.readlink(), ignore_errors=True)
             self._note.unlink()
 
-    def guest_addresses(self, place: Place) -> tuple[str, str]:
-        """The configured ones, as on a bridge: QEMU's user-mode network takes any."""
-        return place.ip, place.gateway
-
     def address(self, place: Place, port: int) -> GuestAddress:
         """The agent behind a socket, and a socket for each service."""
         return GuestAddress(
