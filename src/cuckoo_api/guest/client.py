@@ -8,8 +8,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import aiohttp
 import msgspec
@@ -98,27 +97,15 @@ class _Executed(msgspec.Struct):
     stderr: str = ""
 
 
-class GuestClient:
-    """The agent at ``host:port`` or ``unix:/path``. Use as an async context manager.
+class GuestClient(AgentSession):
+    """What an analysis asks of an agent.
 
     Every method raises a GuestError when the agent does not do its part.
     """
 
     def __init__(self, address: str) -> None:
-        self._session = AgentSession(address)
+        super().__init__(address)
         self._info = AgentInfo()
-
-    async def __aenter__(self) -> Self:
-        await self._session.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._session.__aexit__(kind, error, trace)
 
     async def wait_ready(self, timeout: float) -> AgentInfo:
         """Return as soon as the agent answers. Raises AgentUnreachable after ``timeout`` s."""
@@ -129,7 +116,7 @@ class GuestClient:
         while (left := deadline - loop.time()) > 0:
             limits = aiohttp.ClientTimeout(total=min(left, 5.0), sock_connect=CONNECT_TIMEOUT)
             try:
-                self._info = await self._session.ask("GET", "/", AgentInfo, limits=limits)
+                self._info = await self._ask("GET", "/", AgentInfo, limits=limits)
             except GuestError as error:
                 last = error
             else:
@@ -137,7 +124,7 @@ class GuestClient:
             await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
             pause = min(pause * 2, LONGEST_PAUSE)
         raise AgentUnreachable(
-            f"The agent at {self._session.address} did not answer within {timeout:g} s",
+            f"The agent at {self._address} did not answer within {timeout:g} s",
             log=str(last),
         )
 
@@ -169,7 +156,7 @@ class GuestClient:
             try:
                 state, description = await self._status(max(0.1, deadline - loop.time()))
             except GuestError as error:
-                log.debug("guest.status_failed", address=self._session.address, error=error.log)
+                log.debug("guest.status_failed", address=self._address, error=error.log)
             else:
                 if state in ENDS:
                     return Outcome(ENDS[state], description)
@@ -192,27 +179,23 @@ class GuestClient:
     async def store(self, filepath: str, content: bytes | Path) -> None:
         """Write a file in the guest; a Path is streamed."""
         part = FilePart("file", "sample.bin", content)
-        await self._session.ask(
-            "POST", "/store", Reply, body=Multipart({"filepath": filepath}, part)
-        )
+        await self._ask("POST", "/store", Reply, body=Multipart({"filepath": filepath}, part))
 
     async def extract(self, dirpath: str, archive: Path) -> None:
         """Unpack a zip into a folder of the guest."""
         part = FilePart("zipfile", "analyzer.zip", archive)
-        await self._session.ask(
-            "POST", "/extract", Reply, body=Multipart({"dirpath": dirpath}, part)
-        )
+        await self._ask("POST", "/extract", Reply, body=Multipart({"dirpath": dirpath}, part))
 
     async def execute(self, command: str) -> tuple[str, str]:
         """Run a command line in the guest to its end. Returns its standard output and error."""
         form = {"command": command, "shell": "yes"}
-        done = await self._session.ask("POST", "/execute", _Executed, form=form)
+        done = await self._ask("POST", "/execute", _Executed, form=form)
         return done.stdout, done.stderr
 
     async def order(self, command: str) -> None:
         """Start a command line in the guest, and do not wait for it."""
         form = {"command": command, "shell": "yes", "async": "yes"}
-        await self._session.ask("POST", "/execute", Reply, form=form)
+        await self._ask("POST", "/execute", Reply, form=form)
 
     async def make_executable(self, filepath: str) -> None:
         """Let a file of a Unix guest be run."""
@@ -220,7 +203,7 @@ class GuestClient:
 
     async def mark(self, status: str) -> None:
         """Give the agent a status, before an analysis; it is lost when the guest restarts."""
-        await self._session.ask("POST", "/status", Reply, form={"status": status})
+        await self._ask("POST", "/status", Reply, form={"status": status})
 
     async def forgets(self, timeout: float, marked: str) -> bool:
         """Whether, within ``timeout`` s, the agent falls silent or does not know the mark."""
@@ -261,16 +244,16 @@ class GuestClient:
     async def _start_installed(self, job: GuestJob) -> None:
         fields = {"conf": job.conf()}
         if job.sample is None:
-            await self._session.ask("POST", "/analysis", Reply, form=fields)
+            await self._ask("POST", "/analysis", Reply, form=fields)
             return
         fields["filepath"] = f"{self._info.temporary}/{job.file_name}"
         part = FilePart("file", "sample.bin", job.sample)
-        await self._session.ask("POST", "/analysis", Reply, body=Multipart(fields, part))
+        await self._ask("POST", "/analysis", Reply, body=Multipart(fields, part))
 
     async def _upload_analyzer(self, archive: Path) -> _Places:
-        environ = (await self._session.ask("GET", "/environ", _Environ)).environ
+        environ = (await self._ask("GET", "/environ", _Environ)).environ
         root, temporary, separator = _roots(environ)
-        made = await self._session.ask("POST", "/mkdtemp", _Folder, form={"dirpath": root})
+        made = await self._ask("POST", "/mkdtemp", _Folder, form={"dirpath": root})
         await self.extract(made.dirpath, archive)
         return _Places(made.dirpath, temporary, separator)
 
@@ -279,27 +262,25 @@ class GuestClient:
         form = {"async": "yes", "cwd": places.analyzer}
         # an agent that does not tell its features is an old one, which knows this
         if "execpy" in self._info.features or not self._info.features:
-            await self._session.ask("POST", "/execpy", Reply, form={**form, "filepath": script})
+            await self._ask("POST", "/execpy", Reply, form={**form, "filepath": script})
             return
         python = "python" if places.separator == "\\" else "python3"
-        await self._session.ask(
-            "POST", "/execute", Reply, form={**form, "command": f"{python} {script}"}
-        )
+        await self._ask("POST", "/execute", Reply, form={**form, "command": f"{python} {script}"})
 
     async def _pin(self) -> None:
         """Ask the agent to serve this host only."""
         if self._info.features and "pinning" not in self._info.features:
             return
         try:
-            await self._session.ask("GET", "/pinning", Reply)
+            await self._ask("GET", "/pinning", Reply)
         except AgentRefused as error:
             # pinned before the snapshot was taken: to this host, or it would not answer at all
-            log.warning("guest.already_pinned", address=self._session.address, error=str(error))
+            log.warning("guest.already_pinned", address=self._address, error=str(error))
 
     async def _status(self, timeout: float) -> tuple[str, str]:
         """The agent's word for the state of the analysis, and its description."""
         limits = aiohttp.ClientTimeout(total=min(STATUS_TIMEOUT, timeout))
-        reply = await self._session.ask("GET", "/status", _Status, limits=limits)
+        reply = await self._ask("GET", "/status", _Status, limits=limits)
         return reply.status, (reply.description or "")[:4000]
 
 

@@ -29,18 +29,18 @@ class Reply(msgspec.Struct):
 
 
 class AgentSession:
-    """Connections to the agent at ``host:port`` or ``unix:/path``. An async context manager."""
+    """The agent at ``host:port`` or ``unix:/path``. Use as an async context manager."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
+        self._address = address
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        if self.address.startswith("unix:"):
+        if self._address.startswith("unix:"):
             base = "http://agent"
-            connector: aiohttp.BaseConnector = aiohttp.UnixConnector(self.address[5:], limit=4)
+            connector: aiohttp.BaseConnector = aiohttp.UnixConnector(self._address[5:], limit=4)
         else:
-            base = f"http://{self.address}"
+            base = f"http://{self._address}"
             connector = aiohttp.TCPConnector(limit=4, use_dns_cache=False)
         self._session = aiohttp.ClientSession(
             base,
@@ -61,7 +61,7 @@ class AgentSession:
             await self._session.close()
             self._session = None
 
-    async def ask(
+    async def _ask(
         self,
         method: str,
         path: str,
@@ -74,7 +74,7 @@ class AgentSession:
         """One exchange. Raises AgentUnreachable, AgentRefused or BadAnswer."""
         if self._session is None:
             raise RuntimeError("AgentSession is an async context manager")
-        where = f"{method} {path} at {self.address}"
+        where = f"{method} {path} at {self._address}"
         try:
             async with (
                 _data(form, body) as (data, headers, size),
