@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -124,3 +124,10 @@ async def noted_rooter(
         yield kernel
     finally:
         await rooter.close()
+
+
+async def happens(true: Callable[[], bool]) -> None:
+    """Wait for what the other end does when a connection ends."""
+    async with asyncio.timeout(5):
+        while not true():
+            await asyncio.sleep(0)

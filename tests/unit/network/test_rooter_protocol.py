@@ -25,7 +25,7 @@ from cuckoo_api.settings.routing import (
     RoutingSection,
     TorSection,
 )
-from rooterkit import NotedKernel
+from rooterkit import NotedKernel, happens
 
 pytestmark = pytest.mark.slow
 
@@ -61,13 +61,6 @@ async def client(rooter: Rooter, tmp_path: Path) -> AsyncIterator[RooterClient]:
     made = RooterClient(tmp_path / "sock")
     yield made
     await made.close()
-
-
-async def happens(true: object) -> None:
-    """Wait for what the other end does when a connection ends."""
-    async with asyncio.timeout(5):
-        while not true():  # type: ignore[operator]
-            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(

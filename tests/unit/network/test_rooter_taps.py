@@ -6,7 +6,7 @@ import array
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Interface
 from pathlib import Path
@@ -22,7 +22,7 @@ from cuckoo_api.network.rooter.server import Rooter
 from cuckoo_api.network.rooter.taps import RooterTap, RooterTaps
 from cuckoo_api.settings import Network
 from cuckoo_api.settings.routing import RooterSection, RoutingSection
-from rooterkit import NotedKernel
+from rooterkit import NotedKernel, happens
 
 pytestmark = pytest.mark.slow
 
@@ -60,12 +60,6 @@ def no_descriptor_stays() -> object:
     before = set(os.listdir("/proc/self/fd"))
     yield
     assert set(os.listdir("/proc/self/fd")) <= before
-
-
-async def happens(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not true():
-            await asyncio.sleep(0)
 
 
 async def pull(*taps: RooterTap) -> None:
